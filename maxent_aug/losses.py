@@ -1,0 +1,125 @@
+"""Entropy, the max-entropy losses and the two sides of the adversarial game.
+
+Every loss returns one value per example; take the mean where you use it.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+LOSS_FORMS = ("printed", "intended", "gap", "target")
+
+# The smallest gap log2(m) - H that float32 tells from rounding, in bits. Below it the logarithm
+# of the paper's loss is held constant, so that the uniform distribution has a finite loss.
+MIN_GAP = 1e-6
+
+
+def entropy(logits: Array) -> Array:
+    """Entropy of softmax(logits), in bits.
+
+    Args:
+      logits: [..., m] unnormalised log-probabilities, any finite value.
+
+    Returns:
+      [...] float32 in [0, log2 m], finite with a finite gradient also for one-hot predictions.
+
+    Raises:
+      ValueError: if there are fewer than two classes.
+    """
+    _check_classes(logits)
+    # -inf would make 0 * log 0 a NaN; logits of +-3e38 reach it.
+    log_p = jnp.maximum(jax.nn.log_softmax(logits.astype(jnp.float32)), jnp.finfo(jnp.float32).min)
+    bits = -jnp.sum(jnp.exp(log_p) * log_p, axis=-1) / jnp.log(2.0)
+    return _clip(bits, 0.0, jnp.log2(logits.shape[-1]))
+
+
+def max_entropy_loss(logits: Array, *, form: str = "printed", target: float = 0.3) -> Array:
+    """The loss that is to drive the augmenter towards uncertain predictions, L_ME of the paper.
+
+    With H = entropy(logits) in bits and m classes, `form` names one of
+
+    - `printed`: -log(log2 m - H), as the paper prints it. It *grows* with H, so minimising it
+      makes predictions more certain: the identity is its optimum on a fitted classifier.
+    - `intended`: log(log2 m - H), the sign that the paper's text asks for. It falls without
+      bound as the prediction approaches the uniform one.
+    - `gap`: log2 m - H, the same direction with a bounded slope.
+    - `target`: (H / log2 m - target)^2, which asks for a share of the possible uncertainty.
+
+    Args:
+      logits: [..., m], m >= 2.
+      form: one of the above.
+      target: the wanted H / log2 m, in [0, 1]; used by `target` only.
+
+    Returns:
+      [...] float32, finite everywhere.
+
+    Raises:
+      ValueError: on an unknown form, a target outside [0, 1] or fewer than two classes.
+    """
+    if form not in LOSS_FORMS:
+        raise ValueError(f"form is {form!r}; allowed: {', '.join(LOSS_FORMS)}")
+    if not 0.0 <= target <= 1.0:
+        raise ValueError(f"target is {target}; allowed: a share of log2(m), from 0 to 1")
+    bits = entropy(logits)
+    most = jnp.log2(logits.shape[-1])
+    if form == "target":
+        return jnp.square(bits / most - target)
+    gap = jnp.maximum(most - bits, MIN_GAP)
+    if form == "gap":
+        return gap
+    return jnp.log(gap) if form == "intended" else -jnp.log(gap)
+
+
+def discriminator_loss(real_logits: Array, fake_logits: Array) -> Array:
+    """Minus what the discriminator maximises: -(log D(I) + log(1 - D(I'))).
+
+    Args:
+      real_logits: [...] logit of D on original images; D = sigmoid(logit).
+      fake_logits: [...] logit of D on augmented images, the same shape.
+
+    Returns:
+      [...] nats, at least 0; 2 log 2 = 1.386 when D cannot tell the two apart.
+    """
+    return -(jax.nn.log_sigmoid(real_logits) + jax.nn.log_sigmoid(-fake_logits))
+
+
+def generator_loss(fake_logits: Array, *, saturating: bool = True) -> Array:
+    """The augmenter's side of the game, to be minimised.
+
+    Args:
+      fake_logits: [...] logit of D on augmented images.
+      saturating: log(1 - D(I')) as in the paper's objective V; False gives -log D(I')
+        (Goodfellow et al. 2014, section 3), whose gradient survives a winning discriminator.
+
+    Returns:
+      [...] nats.
+    """
+    if saturating:
+        return jax.nn.log_sigmoid(-fake_logits)
+    return -jax.nn.log_sigmoid(fake_logits)
+
+
+def cross_entropy(logits: Array, labels: Array) -> Array:
+    """Cross-entropy of integer labels.
+
+    Args:
+      logits: [..., m].
+      labels: [...] integers in [0, m).
+
+    Returns:
+      [...] nats, float32.
+    """
+    return optax.losses.softmax_cross_entropy_with_integer_labels(
+        logits.astype(jnp.float32), labels
+    )
+
+
+def _check_classes(logits: Array) -> None:
+    if logits.ndim == 0 or logits.shape[-1] < 2:
+        raise ValueError(f"logits have shape {logits.shape}; the last axis needs 2 classes or more")
+
+
+def _clip(value: Array, low: float, high: Array) -> Array:
+    """Clips rounding errors away in value; the gradient is that of `value`."""
+    return value + jax.lax.stop_gradient(jnp.clip(value, low, high) - value)
