@@ -1,0 +1,217 @@
+"""The command line that every experiment shares: flags from `maxent_aug.config`, errors in a line.
+
+A flag for each field of the configuration, `--config.classifier.learning_rate=0.1`, laid over the
+values of `--preset`.
+"""
+
+import dataclasses
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jax
+from absl import app, flags, logging
+
+from maxent_aug import data
+from maxent_aug.checkpoint import CheckpointError
+from maxent_aug.config import PRESETS, Config
+from maxent_aug.run_folder import RunFolderError
+from maxent_aug.train import Interrupted, NonFiniteLoss
+
+PRESET = flags.DEFINE_enum("preset", "paper", list(PRESETS), "a named configuration")
+WORKDIR = flags.DEFINE_string(
+    "workdir",
+    None,
+    "the run's folder; by default runs/<experiment>-<preset>; resumes what is there",
+)
+DATA_DIR = flags.DEFINE_string(
+    "data_dir", None, "of tensorflow-datasets; by default TFDS_DATA_DIR or ~/tensorflow_datasets"
+)
+SEEDS = flags.DEFINE_integer("seeds", 1, "repetitions, with seeds 0, 1, ...", lower_bound=1)
+COMPILATION_CACHE = flags.DEFINE_bool(
+    "compilation_cache", True, "keep compiled programs in the user's cache folder for the next run"
+)
+
+
+class UsageError(Exception):
+    """Wrong input; the message is one line that names it and what is allowed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What the command line said."""
+
+    experiment: str
+    preset: str
+    config: Config
+    workdir: Path
+    data_dir: str | None
+    seeds: int
+
+
+def _fields(config: Any, prefix: str = "config.") -> Iterator[tuple[str, dataclasses.Field, Any]]:
+    """(flag name, field, default) of each leaf of nested dataclasses."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from _fields(value, f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name, field, value
+
+
+def _define(name: str, field: dataclasses.Field, default: Any) -> None:
+    """A flag for a field; None stands for the preset's value."""
+    text = f"{field.metadata['help']}{_allowed(field.metadata)}"
+    if isinstance(default, bool):
+        flags.DEFINE_bool(name, None, text)
+    elif isinstance(default, int):
+        flags.DEFINE_integer(name, None, text)
+    elif isinstance(default, float):
+        flags.DEFINE_float(name, None, text)
+    elif isinstance(default, tuple):
+        flags.DEFINE_list(name, None, text)
+    else:
+        flags.DEFINE_string(name, None, text)
+
+
+def _allowed(limits: Mapping[str, Any]) -> str:
+    """What a field may be, in words, "" for anything."""
+    if limits["choices"]:
+        return f" ({', '.join(limits['choices'])})"
+    words = [
+        f"{word} {limits[name]}"
+        for name, word in (("low", "at least"), ("above", "above"), ("high", "at most"))
+        if limits[name] is not None
+    ]
+    return f" ({', '.join(words)})" if words else ""
+
+
+for _name, _field, _default in _fields(Config()):
+    _define(_name, _field, _default)
+
+
+def _check(name: str, field: dataclasses.Field, value: Any) -> None:
+    """Raises UsageError for a value that the field does not allow."""
+    limits = field.metadata
+    if limits["choices"]:
+        values = value if isinstance(value, tuple) else (value,)
+        fits = (
+            bool(values)
+            and len(set(values)) == len(values)
+            and set(values) <= set(limits["choices"])
+        )
+    elif isinstance(value, str):
+        fits = bool(value)
+    else:
+        fits = (
+            math.isfinite(value)
+            and (limits["low"] is None or value >= limits["low"])
+            and (limits["above"] is None or value > limits["above"])
+            and (limits["high"] is None or value <= limits["high"])
+        )
+    if not fits:
+        shown = ",".join(value) if isinstance(value, tuple) else value
+        raise UsageError(f"--{name}={shown} is not allowed{_allowed(limits) or ': give a name'}")
+
+
+def _configure(preset: Config) -> Config:
+    """The preset with the flags given on the command line laid over it."""
+
+    def overlay(config: Any, prefix: str) -> Any:
+        values = {}
+        for field in dataclasses.fields(config):
+            name, value = prefix + field.name, getattr(config, field.name)
+            if dataclasses.is_dataclass(value):
+                values[field.name] = overlay(value, name + ".")
+            elif flags.FLAGS[name].value is not None:
+                given = flags.FLAGS[name].value
+                values[field.name] = tuple(given) if isinstance(value, tuple) else given
+        return dataclasses.replace(config, **values)
+
+    config = overlay(preset, "config.")
+    for name, field, value in _fields(config):
+        _check(name, field, value)
+    return config
+
+
+def _parse(argv: list[str]) -> list[str]:
+    try:
+        rest = flags.FLAGS(argv)
+        if len(rest) > 1:
+            raise UsageError(f"argument {rest[1]!r} is not a flag; flags are --name=value")
+    except (flags.Error, UsageError) as error:
+        _fail(error, 2)
+    return rest
+
+
+def _fail(error: BaseException, code: int) -> NoReturn:
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    sys.exit(code)
+
+
+def load_data(config: Config, data_dir: str | None) -> tuple[data.Dataset, data.Dataset]:
+    """The training and the test images, checked against the configuration.
+
+    Raises:
+      UsageError: if they cannot be read, or do not go with the configuration or the devices.
+    """
+    try:
+        train_set, test_set = (data.load(config.data.name, s, data_dir) for s in ("train", "test"))
+    except (ValueError, OSError) as error:
+        raise UsageError(f"--config.data.name={config.data.name}: {error}") from error
+    classes, available = len(train_set.class_names), len(train_set.images)
+    examples = config.data.train_examples
+    if examples and not classes <= examples <= available:
+        raise UsageError(
+            f"--config.data.train_examples={examples} is not allowed (0, or from the number of "
+            f"classes, {classes}, to the number of training images, {available})"
+        )
+    used, devices = examples or available, jax.device_count()
+    if config.batch_size > used:
+        raise UsageError(
+            f"--config.batch_size={config.batch_size} is more than the {used} training images"
+        )
+    if config.batch_size % devices:
+        raise UsageError(
+            f"--config.batch_size={config.batch_size} is not a multiple of the {devices} devices"
+        )
+    if classes < 2:
+        raise UsageError(f"--config.data.name={config.data.name} has {classes} class, 2 are needed")
+    if train_set.images.shape[1:] != test_set.images.shape[1:]:
+        raise UsageError(
+            f"--config.data.name={config.data.name}: training images are "
+            f"{train_set.images.shape[1:]}, test images {test_set.images.shape[1:]}"
+        )
+    return train_set, test_set
+
+
+def run(experiment: str, main: Callable[[Settings], None]) -> NoReturn:
+    """Parses the flags and calls main; ends the process.
+
+    Exit codes: 0; 1 for a run that failed; 2 for wrong input, before any file is touched; 128 and
+    the signal's number for a run that was stopped and can be resumed.
+    """
+
+    def call(_: list[str]) -> None:
+        logging.set_verbosity(logging.WARNING)
+        logging.get_absl_handler().setFormatter(None)  # the message alone
+        preset = PRESET.value
+        workdir = Path(WORKDIR.value or f"runs/{experiment}-{preset}")
+        if COMPILATION_CACHE.value:
+            cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+            jax.config.update("jax_compilation_cache_dir", str(cache / "maxent_aug" / "jax"))
+        try:
+            config = _configure(PRESETS[preset])
+            main(Settings(experiment, preset, config, workdir, DATA_DIR.value, SEEDS.value))
+        except (UsageError, RunFolderError, CheckpointError) as error:
+            _fail(error, 2)
+        except NonFiniteLoss as error:
+            _fail(error, 1)
+        except Interrupted as error:
+            print(f"{error}; the same command resumes it", file=sys.stderr)
+            sys.exit(128 + error.signal_number)
+
+    app.run(call, flags_parser=_parse)

@@ -1,0 +1,202 @@
+"""The paper: its three phases, Table 1, Figures 2 and 3, and how far the augmenter collapsed.
+
+One pretrained classifier, then a branch without augmentation (the baseline) and one for each form
+of the max-entropy loss. Run it again in the same folder to resume.
+
+  python -m experiments.paper --preset=quick            digits, a minute or two on a CPU
+  python -m experiments.paper --preset=cifar10_small    5,000 images of CIFAR-10, a small ResNet
+  python -m experiments.paper                           the paper's protocol, for an accelerator
+"""
+
+import dataclasses
+import datetime
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+
+from experiments import cli
+from maxent_aug import data, diagnostics, figures, metrics, report, run_folder, steps, train
+from maxent_aug.progress import Progress, duration
+
+flags.adopt_module_key_flags(cli)
+
+# Table 1 of the paper. It has one proposed method; see the README for its two readings.
+PAPER_BASELINE, PAPER_PROPOSED = 0.8736, 0.8760
+PICTURES = 8
+COLLAPSE = (
+    "distance_from_identity", "spread", "rotation_deg", "rotation_deg_sd", "scale", "scale_sd",
+    "shear", "shear_sd", "shift_px", "shift_px_sd", "outside_frame",
+    "entropy_before", "entropy_after",
+)  # fmt: skip
+
+
+def main(settings: cli.Settings) -> None:
+    """Trains all branches for all seeds, and writes what came out to the run's folder."""
+    config = settings.config
+    train_set, test_set = cli.load_data(config, settings.data_dir)
+    mesh = train.make_mesh()
+    phases = train.schedule(config, train_set.images.shape[1:], len(train_set.class_names))
+    identity = {"experiment": settings.experiment, "config": dataclasses.asdict(config)}
+    with (
+        run_folder.open_run_folder(settings.workdir, identity),
+        metrics.MetricsWriter(settings.workdir) as writer,
+        train.stop_on_signals() as stop,
+    ):
+        progress, clock = Progress(), train.Clock(phases, settings.seeds)
+        progress.say(f"{settings.experiment}, preset {settings.preset}, in {settings.workdir}")
+        shown: dict[str, dict[str, Any]] = {}
+        for seed in range(settings.seeds):
+            chosen = train_set
+            if config.data.train_examples:
+                chosen = data.subset(train_set, config.data.train_examples, seed)
+            on_device = train.put_data(chosen, test_set, mesh)
+            run = train.Run(
+                config, settings.workdir, on_device, mesh, writer, progress, clock, stop
+            )
+            final: dict[train.Phase | None, Any] = {None: None}
+            for phase in phases:
+                final[phase] = train.train_phase(run, phase, seed, final[phase.follows])
+                if seed == 0 and phase.kind == "augment":
+                    shown[phase.branch] = _transforms(run, phase, final[phase])
+        records = [r for r in metrics.read(writer.path) if r["seed"] < settings.seeds]
+        result = _result(settings, identity["config"], records)
+        pictures = _figures(settings.workdir, test_set.images[:PICTURES], records, shown)
+        report.write_report(
+            settings.workdir / "report.html",
+            title="Learned augmentation, the paper's protocol",
+            result=result,
+            records=records,
+            figures=pictures,
+        )
+        run_folder.write_json(settings.workdir / "result.json", result)
+    _print(settings, result)
+
+
+def _transforms(run: train.Run, phase: train.Phase, state: steps.State) -> dict[str, Any]:
+    """What an augmenter does: `diagnostics.per_image` of all test images, pictures of the first."""
+    on_device = run.data
+    values = train.evaluate(phase.eval_step, state, on_device, run.mesh, run.config.eval_batch_size)
+    size = on_device.test_images.shape[1:3]
+    per_image = diagnostics.per_image(
+        values["theta"], size, values["logits_before"], values["logits_after"]
+    )
+    images = steps.normalize(on_device.test_images[:PICTURES], on_device.mean, on_device.sd)
+    augmented, theta = state.augmenter(images)
+    return jax.device_get(per_image) | {
+        "augmented": np.asarray(steps.denormalize(augmented, on_device.mean, on_device.sd)),
+        "words": diagnostics.describe(theta, size),
+    }
+
+
+def _result(settings: cli.Settings, config: dict[str, Any], records: list[Any]) -> dict[str, Any]:
+    """The content of result.json."""
+    forms = settings.config.augmenter.loss_forms
+    paper = {"baseline": PAPER_BASELINE, "printed": PAPER_PROPOSED, "intended": PAPER_PROPOSED}
+    table1 = {}
+    for branch in ("baseline", *forms):
+        accuracies = [r["test_accuracy"] for r in _last(records, branch, "finetune")]
+        row = branch if branch == "baseline" else f"proposed_{branch}"
+        table1[row] = _statistics(accuracies) | {"paper": paper.get(branch)}
+    collapse = {}
+    for form in forms:
+        per_seed = [{k: r[k] for k in COLLAPSE} for r in _last(records, form, "augment")]
+        means = {k: float(np.mean([r[k] for r in per_seed])) for k in COLLAPSE}
+        collapse[form] = means | {"per_seed": per_seed}
+    return {
+        "experiment": settings.experiment,
+        "preset": settings.preset,
+        "command": shlex.join(
+            ["python", "-m", f"experiments.{settings.experiment}", *sys.argv[1:]]
+        ),
+        "date": datetime.date.today().isoformat(),
+        "table1": table1,
+        "collapse": collapse,
+        "seconds": sum(r["seconds"] for r in records),
+        "config": config,
+        **run_folder.environment(),
+    }
+
+
+def _last(records: list[Any], branch: str, kind: str) -> list[Any]:
+    """The record of the last epoch of a phase, for each seed."""
+    newest = {r["seed"]: r for r in records if (r["branch"], r["phase"]) == (branch, kind)}
+    return list(newest.values())
+
+
+def _statistics(values: list[float]) -> dict[str, Any]:
+    sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return {"mean": float(np.mean(values)), "sd": sd, "per_seed": values}
+
+
+def _figures(
+    workdir: Path, images: np.ndarray, records: list[Any], shown: dict[str, dict[str, Any]]
+) -> list[tuple[Path, str, str]]:
+    """Draws the figures: (path, title, caption) for the report."""
+    branches = list(shown)
+
+    def of_all(name: str) -> np.ndarray:
+        return np.concatenate([shown[branch][name][:PICTURES] for branch in branches])
+
+    drawn = {
+        "accuracy": (
+            figures.accuracy(records),
+            "Test accuracy",
+            "One pretrained classifier, then its branches; the paper found no difference.",
+        ),
+        "adversarial_losses": (
+            figures.adversarial_losses(records),
+            "Adversarial losses (Figure 2)",
+            "In the paper the discriminator's loss rises and the augmenter's falls.",
+        ),
+        "augmented": (
+            figures.augmented(
+                np.concatenate([images] * len(branches)),
+                of_all("augmented"),
+                [words for branch in branches for words in shown[branch]["words"]],
+                of_all("entropy_before"),
+                of_all("entropy_after"),
+                row_names=[f"loss {branch}" for branch in branches],
+            ),
+            "What was done to each image (Figure 3)",
+            "Test images above, the augmenter's output below, the transform in words, and the "
+            "entropy of the classifier's prediction before and after.",
+        ),
+        "transforms": (
+            figures.transforms(shown),
+            "Transforms of the test images",
+            "A spike at the dotted line is a collapse to the identity, a spike elsewhere a "
+            "collapse to one transform for all images.",
+        ),
+    }
+    folder = workdir / "figures"
+    folder.mkdir(exist_ok=True)
+    pictures = []
+    for name, (figure, title, caption) in drawn.items():
+        path = folder / f"{name}.png"
+        figure.savefig(path)
+        pictures.append((path, title, caption))
+    return pictures
+
+
+def _print(settings: cli.Settings, result: dict[str, Any]) -> None:
+    print("\nTable 1: test accuracy" + " " * 12 + "mean      sd   n   paper")
+    for row, cells in result["table1"].items():
+        sd = "     -" if cells["sd"] is None else f"{cells['sd']:.4f}"
+        paper = "     -" if cells["paper"] is None else f"{cells['paper']:.4f}"
+        print(f"  {row:<30} {cells['mean']:.4f}  {sd}  {len(cells['per_seed']):>2}  {paper}")
+    print("\nCollapse, over the test images" + "".join(f"{f:>12}" for f in result["collapse"]))
+    for name in COLLAPSE:
+        print(f"  {name:<28}" + "".join(f"{c[name]:>12.4f}" for c in result["collapse"].values()))
+    print(f"\n{duration(result['seconds'])} on {result['device']}")
+    print(
+        f"open {settings.workdir / 'report.html'}; figures, metrics.jsonl and result.json beside it"
+    )
+
+
+if __name__ == "__main__":
+    cli.run("paper", main)

@@ -1,0 +1,107 @@
+"""What an experiment can be told, and the named presets: values only, no logic.
+
+Each field carries its help text and what is allowed; the command line is made from them.
+Where the paper leaves a choice open, the help says "ours".
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+def _field(
+    default: Any,
+    help: str,
+    *,
+    low: float | None = None,
+    above: float | None = None,
+    high: float | None = None,
+    choices: tuple[str, ...] | None = None,
+) -> Any:
+    """A dataclass field with help; a number may be bounded by low <=, above <, <= high."""
+    allowed = {"low": low, "above": above, "high": high, "choices": choices}
+    return field(default=default, metadata={"help": help, **allowed})
+
+
+@dataclass(frozen=True)
+class Data:
+    name: str = _field("cifar10", "a tensorflow-datasets name, with image and label; or digits")
+    train_examples: int = _field(
+        0, "training images, a stratified subset fixed by the seed; 0 takes all", low=0
+    )
+
+
+@dataclass(frozen=True)
+class Epochs:
+    pretrain: int = _field(100, "of phase 1", low=1)
+    augment: int = _field(50, "of phase 2", low=1)
+    finetune: int = _field(100, "of phase 3, and of the baseline beside it", low=1)
+
+
+@dataclass(frozen=True)
+class Classifier:
+    architecture: str = _field(
+        "ResNet18",
+        "the classifier; ResNetSmall has 0.2 M weights",
+        choices=("ResNet18", "ResNet34", "ResNet50", "ResNetSmall"),
+    )
+    learning_rate: float = _field(0.1, "Adam's, in phase 1", above=0)
+    finetune_learning_rate: float = _field(0.01, "Adam's, in phase 3 and the baseline", above=0)
+
+
+@dataclass(frozen=True)
+class Augmenter:
+    learning_rate: float = _field(1e-4, "Adam's, in phase 2", above=0)
+    loss_forms: tuple[str, ...] = _field(
+        ("printed", "intended"),
+        "forms of the max-entropy loss, a branch each, separated by commas",
+        choices=("printed", "intended", "gap", "target"),
+    )
+    loss_weight: float = _field(2.0, "lambda, the weight of the max-entropy loss", low=0)
+    target: float = _field(0.3, "wanted H / log2 m, for the form target", low=0, high=1)
+    saturating: bool = _field(True, "log(1 - D) as in the paper; false: the non-saturating -log D")
+    padding_mode: str = _field(
+        "zeros",
+        "outside the image (ours; zeros is the data set's mean colour)",
+        choices=("zeros", "border", "reflection"),
+    )
+
+
+@dataclass(frozen=True)
+class Discriminator:
+    learning_rate: float = _field(1e-4, "SGD's, in phase 2", above=0)
+
+
+@dataclass(frozen=True)
+class Config:
+    data: Data = Data()
+    epochs: Epochs = Epochs()
+    classifier: Classifier = Classifier()
+    augmenter: Augmenter = Augmenter()
+    discriminator: Discriminator = Discriminator()
+    batch_size: int = _field(128, "images a training step, over all devices (ours)", low=1)
+    eval_batch_size: int = _field(1000, "images an evaluation step, over all devices", low=1)
+    compute_dtype: str = _field(
+        "float32",
+        "of the classifier's activations; weights and statistics stay float32",
+        choices=("float32", "bfloat16"),
+    )
+    steps_per_call: int = _field(
+        0, "training steps a compiled call; 0: 1 on a CPU, 100 on an accelerator", low=0
+    )
+    checkpoint_every: int = _field(1, "epochs between checkpoints; a phase's end has one", low=1)
+
+
+PRESETS = {
+    "paper": Config(),
+    "cifar10_small": Config(
+        data=Data(train_examples=5000),
+        epochs=Epochs(pretrain=20, augment=10, finetune=20),
+        classifier=Classifier(architecture="ResNetSmall"),
+    ),
+    "quick": Config(
+        data=Data(name="digits"),
+        epochs=Epochs(pretrain=5, augment=5, finetune=5),
+        classifier=Classifier(architecture="ResNetSmall"),
+        batch_size=64,
+    ),
+}

@@ -1,0 +1,175 @@
+"""The three networks: residual classifiers, the spatial-transformer augmenter, the discriminator.
+
+All take images [B, H, W, C] of any size from 4x4 up and any number of channels.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+
+from maxent_aug.spatial import warp_affine
+
+he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+Conv3x3 = partial(nn.Conv, kernel_size=(3, 3), use_bias=False, kernel_init=he_normal)
+Conv1x1 = partial(nn.Conv, kernel_size=(1, 1), use_bias=False, kernel_init=he_normal)
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions around a shortcut (He et al. 2015, figure 5 left)."""
+
+    features: int
+    norm: Callable[..., nn.Module]
+    stride: int = 1
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        y = Conv3x3(self.features, strides=self.stride, dtype=self.dtype)(x)
+        y = nn.relu(self.norm()(y))
+        y = self.norm()(Conv3x3(self.features, dtype=self.dtype)(y))
+        return nn.relu(y + _shortcut(self, x, self.features))
+
+
+class BottleneckBlock(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions around a shortcut (He et al. 2015, figure 5 right)."""
+
+    features: int
+    norm: Callable[..., nn.Module]
+    stride: int = 1
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        y = nn.relu(self.norm()(Conv1x1(self.features, dtype=self.dtype)(x)))
+        y = Conv3x3(self.features, strides=self.stride, dtype=self.dtype)(y)
+        y = nn.relu(self.norm()(y))
+        y = self.norm()(Conv1x1(4 * self.features, dtype=self.dtype)(y))
+        return nn.relu(y + _shortcut(self, x, 4 * self.features))
+
+
+def _shortcut(block: BasicBlock | BottleneckBlock, x: Array, features: int) -> Array:
+    """The identity where shapes agree, else a projection (He et al. 2015, option B)."""
+    if block.stride == 1 and x.shape[-1] == features:
+        return x
+    return block.norm()(Conv1x1(features, strides=block.stride, dtype=block.dtype)(x))
+
+
+class ResNet(nn.Module):
+    """A residual classifier with the CIFAR stem: one 3x3 convolution, no pooling.
+
+    Attributes:
+      num_classes: m, 2 or more.
+      stage_sizes: blocks in each stage; each stage after the first halves the resolution.
+      block: BasicBlock or BottleneckBlock.
+      width: features of the first stage; each stage doubles them.
+      dtype: of the computation. Weights, batch statistics and logits are float32.
+
+    Source: He et al. 2015, "Deep residual learning for image recognition", sections 3.3 and 4.2.
+    """
+
+    num_classes: int
+    stage_sizes: Sequence[int] = (2, 2, 2, 2)
+    block: type[BasicBlock] | type[BottleneckBlock] = BasicBlock
+    width: int = 64
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: Array, *, train: bool = False) -> Array:
+        """Maps images [B, H, W, C] to logits [B, num_classes].
+
+        With train=True batch statistics are those of the batch, and the running ones are updated
+        (apply with mutable=["batch_stats"]).
+        """
+        norm = partial(
+            nn.BatchNorm,
+            use_running_average=not train,
+            momentum=0.9,
+            epsilon=1e-5,
+            dtype=self.dtype,
+        )
+        x = nn.relu(norm()(Conv3x3(self.width, dtype=self.dtype)(images)))
+        for stage, blocks in enumerate(self.stage_sizes):
+            for index in range(blocks):
+                stride = 2 if stage > 0 and index == 0 else 1
+                x = self.block(self.width * 2**stage, norm, stride, self.dtype)(x)
+        features = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+        return nn.Dense(self.num_classes)(features)
+
+
+ResNet18 = partial(ResNet, stage_sizes=(2, 2, 2, 2))
+ResNet34 = partial(ResNet, stage_sizes=(3, 4, 6, 3))
+ResNet50 = partial(ResNet, stage_sizes=(3, 4, 6, 3), block=BottleneckBlock)
+# 0.17 M weights: for a CPU and for small images.
+ResNetSmall = partial(ResNet, stage_sizes=(1, 1, 1), width=24)
+
+
+def _downsample(x: Array, width: int, activation: Callable[[Array], Array]) -> Array:
+    """Strided convolutions until the shorter side is at most 4, flattened: [B, features]."""
+    while min(x.shape[1:3]) > 4:
+        x = activation(nn.Conv(width, (3, 3), strides=2, kernel_init=he_normal)(x))
+        width = min(2 * width, 128)
+    return x.reshape(x.shape[0], -1)
+
+
+class Localization(nn.Module):
+    """The localisation network of a spatial transformer: images [B, H, W, C] -> theta [B, 2, 3].
+
+    Starts at the identity for every image: the last layer has zero weights and the identity as
+    bias, and a gradient that is not zero. Source: Jaderberg et al. 2015, section 3.1.
+    """
+
+    width: int = 16
+    hidden: int = 64
+
+    @nn.compact
+    def __call__(self, images: Array) -> Array:
+        x = _downsample(images.astype(jnp.float32), self.width, nn.relu)
+        x = nn.relu(nn.Dense(self.hidden, kernel_init=he_normal)(x))
+        theta = nn.Dense(6, kernel_init=nn.initializers.zeros, bias_init=_identity)(x)
+        return theta.reshape(-1, 2, 3)
+
+
+def _identity(key: Array, shape: Sequence[int], dtype: Any) -> Array:
+    """An initialiser: the identity transform, row by row."""
+    del key
+    return jnp.eye(2, 3, dtype=dtype).reshape(shape)
+
+
+class Augmenter(nn.Module):
+    """A spatial transformer: chooses an affine transform for each image and applies it.
+
+    Attributes:
+      padding_mode: what lies outside the image, as in `grid_sample`.
+      width, hidden: size of the localisation network.
+
+    Source: Jaderberg et al. 2015, "Spatial transformer networks".
+    """
+
+    padding_mode: str = "zeros"
+    width: int = 16
+    hidden: int = 64
+
+    @nn.compact
+    def __call__(self, images: Array) -> tuple[Array, Array]:
+        """Maps images [B, H, W, C] to (augmented [B, H, W, C], theta [B, 2, 3])."""
+        theta = Localization(self.width, self.hidden)(images)
+        return warp_affine(images, theta, padding_mode=self.padding_mode), theta
+
+
+class Discriminator(nn.Module):
+    """Original or augmented? A small DCGAN-style network: images [B, H, W, C] -> logits [B].
+
+    Without batch normalisation, so that each image is judged by itself.
+    Source: Radford et al. 2015, "Unsupervised representation learning with DCGAN".
+    """
+
+    width: int = 32
+
+    @nn.compact
+    def __call__(self, images: Array) -> Array:
+        x = _downsample(images, self.width, partial(nn.leaky_relu, negative_slope=0.2))
+        return nn.Dense(1)(x)[:, 0]

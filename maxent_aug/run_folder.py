@@ -1,0 +1,119 @@
+"""A run's folder: one process at a time, one configuration for ever."""
+
+import fcntl
+import json
+import os
+import platform
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+
+PACKAGES = ("maxent_aug", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+PACKAGES += ("tensorflow-datasets", "array_record")
+
+
+class RunFolderError(Exception):
+    """The folder cannot hold this run; the message says why, and what to do."""
+
+
+@contextmanager
+def open_run_folder(workdir: Path, identity: Mapping[str, Any]) -> Iterator[None]:
+    """Claims a folder, new or left by an earlier start of the same run.
+
+    Args:
+      workdir: the folder; made if its parents can be written to.
+      identity: nested values that JSON can hold, fixed for the folder's life in config.json.
+
+    Raises:
+      RunFolderError: if it is no folder, cannot be written, is in use by another process, or
+        holds a run of another identity; the first field that differs is named.
+    """
+    try:
+        _check_identity(workdir, identity)
+        workdir.mkdir(parents=True, exist_ok=True)
+        with (workdir / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunFolderError(
+                    f"workdir {workdir} is in use by another process; wait for it or choose another"
+                ) from None
+            if not (workdir / "config.json").exists():
+                write_json(workdir / "config.json", identity)
+            yield
+    except (FileExistsError, NotADirectoryError):
+        raise RunFolderError(f"workdir {workdir} is not a folder; choose another") from None
+    except PermissionError as error:
+        raise RunFolderError(
+            f"workdir {workdir} cannot be written ({error.filename}); choose another"
+        ) from None
+
+
+def _check_identity(workdir: Path, identity: Mapping[str, Any]) -> None:
+    path = workdir / "config.json"
+    if not path.exists():
+        if workdir.is_dir() and any(p.name != ".lock" for p in workdir.iterdir()):
+            raise RunFolderError(
+                f"workdir {workdir} holds other files and no config.json; choose a new or empty one"
+            )
+        return
+    try:
+        found = _flat(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError:
+        raise RunFolderError(f"{path} is not JSON; choose another workdir") from None
+    wanted = _flat(json.loads(json.dumps(identity)))
+    for name in [*wanted, *found]:
+        if found.get(name) != wanted.get(name):
+            raise RunFolderError(
+                f"workdir {workdir} holds a run with {name}={found.get(name)}, this one has "
+                f"{wanted.get(name)}; choose another workdir, or the same value to resume"
+            )
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a JSON file whole or not at all."""
+    write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes a file beside its place, then moves it there in one step."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def environment() -> dict[str, Any]:
+    """Versions of the packages and of Python, and the devices, for a result."""
+    versions = {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
+    devices = jax.devices()
+    device = f"{len(devices)} x {devices[0].device_kind}"
+    if devices[0].platform == "cpu":
+        device = f"{device} ({_processor()}, {os.cpu_count()} cores)"
+    return {"versions": versions, "device": device}
+
+
+def _processor() -> str:
+    """The processor's name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

@@ -1,0 +1,196 @@
+"""One pure step a phase: (state, batch, ...) -> (state, metrics), and the evaluations beside them.
+
+Phases 1 and 3 change the classifier alone, phase 2 the augmenter and the discriminator alone.
+Images are float32, normalised (see `normalize`); metrics are scalars, means over the batch.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from flax import struct
+from flax.training.train_state import TrainState
+from jax import Array
+
+from maxent_aug import losses
+
+Metrics = dict[str, Array]
+
+
+class ModelState(TrainState):
+    """A flax TrainState with the running statistics of batch normalisation (or {})."""
+
+    batch_stats: Any = struct.field(default_factory=dict)
+
+    def __call__(self, images: Array) -> Any:
+        """The network's output in evaluation mode."""
+        return self.apply_fn({"params": self.params, "batch_stats": self.batch_stats}, images)
+
+
+class State(struct.PyTreeNode):
+    """The three networks of the paper; None for those that a phase does not have."""
+
+    classifier: ModelState
+    augmenter: ModelState | None = None
+    discriminator: ModelState | None = None
+
+
+def create_model_state(
+    module: nn.Module, key: Array, image_shape: tuple[int, ...], tx: optax.GradientTransformation
+) -> ModelState:
+    """Initialises a network.
+
+    Args:
+      module: maps images [B, H, W, C] to anything.
+      key: a typed random key.
+      image_shape: (H, W, C).
+      tx: the optimiser.
+    """
+    variables = jax.jit(module.init)(key, jnp.zeros((1, *image_shape)))
+    state = ModelState.create(
+        apply_fn=module.apply,
+        params=variables["params"],
+        batch_stats=variables.get("batch_stats", {}),
+        tx=tx,
+    )
+    # create() leaves a Python 0, whose weak type would compile the first step twice.
+    return state.replace(step=jnp.zeros((), jnp.int32))
+
+
+def normalize(images: Array, mean: Array, sd: Array) -> Array:
+    """Maps uint8 images [..., C] to float32 with mean 0 and sd 1, given those of images / 255."""
+    return (images.astype(jnp.float32) / 255.0 - mean) / sd
+
+
+def denormalize(images: Array, mean: Array, sd: Array) -> Array:
+    """The inverse of `normalize`: float32 [..., C] to uint8, rounded and clipped."""
+    return jnp.clip(jnp.round((images * sd + mean) * 255.0), 0, 255).astype(jnp.uint8)
+
+
+def classifier_step(state: State, images: Array, labels: Array) -> tuple[State, Metrics]:
+    """Phases 1 and 3: one update of the classifier, on the augmenter's images if there is one.
+
+    Args:
+      state: its augmenter, frozen here, may be None.
+      images: [B, H, W, C] normalised.
+      labels: [B] integers.
+    """
+    if state.augmenter is not None:
+        images, _ = state.augmenter(images)
+    classifier = state.classifier
+
+    def loss_fn(params: Any) -> tuple[Array, tuple[Array, Any]]:
+        logits, updates = classifier.apply_fn(
+            {"params": params, "batch_stats": classifier.batch_stats},
+            images,
+            train=True,
+            mutable=["batch_stats"],
+        )
+        return losses.cross_entropy(logits, labels).mean(), (logits, updates["batch_stats"])
+
+    grads, (logits, batch_stats) = jax.grad(loss_fn, has_aux=True)(classifier.params)
+    classifier = classifier.apply_gradients(grads=grads, batch_stats=batch_stats)
+    metrics = jax.tree.map(jnp.mean, _classifier_metrics(logits, labels))
+    return state.replace(classifier=classifier), metrics
+
+
+def adversarial_step(
+    augmenter: ModelState,
+    discriminator: ModelState,
+    images: Array,
+    classify: Callable[[Array], Array],
+    *,
+    form: str = "printed",
+    target: float = 0.3,
+    loss_weight: float = 2.0,
+    saturating: bool = True,
+) -> tuple[ModelState, ModelState, Metrics]:
+    """One update of the augmenter, then one of the discriminator, of the paper's objective V.
+
+    V(D, G) = E[log D(I) + log(1 - D(I')) + loss_weight * L_ME(I')], min over G, max over D.
+
+    Args:
+      augmenter: maps images to (augmented images, theta).
+      discriminator: maps images to logits [B].
+      images: [B, H, W, C] normalised.
+      classify: a frozen classifier, images -> logits [B, m]; any differentiable function.
+      form, target: of `max_entropy_loss`.
+      loss_weight: lambda.
+      saturating: of `generator_loss`.
+    """
+
+    def augmenter_loss(params: Any) -> tuple[Array, Metrics]:
+        augmented, _ = augmenter.apply_fn({"params": params}, images)
+        logits = classify(augmented)
+        generator = losses.generator_loss(discriminator(augmented), saturating=saturating).mean()
+        max_entropy = losses.max_entropy_loss(logits, form=form, target=target).mean()
+        metrics = {
+            "generator_loss": generator,
+            "max_entropy_loss": max_entropy,
+            "entropy": losses.entropy(logits).mean(),
+        }
+        return generator + loss_weight * max_entropy, metrics
+
+    (loss, metrics), grads = jax.value_and_grad(augmenter_loss, has_aux=True)(augmenter.params)
+    augmenter = augmenter.apply_gradients(grads=grads)
+    augmented, _ = augmenter(images)
+
+    def discriminator_loss(params: Any) -> Array:
+        real = discriminator.apply_fn({"params": params}, images)
+        fake = discriminator.apply_fn({"params": params}, augmented)
+        return losses.discriminator_loss(real, fake).mean()
+
+    d_loss, grads = jax.value_and_grad(discriminator_loss)(discriminator.params)
+    discriminator = discriminator.apply_gradients(grads=grads)
+    return augmenter, discriminator, {"loss": loss, "discriminator_loss": d_loss, **metrics}
+
+
+def augment_step(
+    state: State, images: Array, labels: Array, **options: Any
+) -> tuple[State, Metrics]:
+    """Phase 2: `adversarial_step` against the state's classifier, which stays as it is."""
+    del labels
+    augmenter, discriminator, metrics = adversarial_step(
+        state.augmenter, state.discriminator, images, state.classifier, **options
+    )
+    return state.replace(augmenter=augmenter, discriminator=discriminator), metrics
+
+
+def eval_step(state: State, images: Array, labels: Array) -> Metrics:
+    """The classifier on images as they are: values [B] of loss, accuracy and entropy."""
+    return _classifier_metrics(state.classifier(images), labels)
+
+
+def _classifier_metrics(logits: Array, labels: Array) -> Metrics:
+    return {
+        "loss": losses.cross_entropy(logits, labels),
+        "accuracy": (logits.argmax(-1) == labels).astype(jnp.float32),
+        "entropy": losses.entropy(logits),
+    }
+
+
+def augment_eval_step(
+    state: State, images: Array, labels: Array, *, form: str, target: float, saturating: bool
+) -> Metrics:
+    """`eval_step`, and what augmenter and discriminator do to the same images.
+
+    Returns:
+      `eval_step`'s values [B], logits [B, m] before and after the augmentation, theta [B, 2, 3],
+      and [B]: augmented_accuracy, generator_loss, discriminator_loss, max_entropy_loss.
+    """
+    augmented, theta = state.augmenter(images)
+    logits, logits_after = state.classifier(images), state.classifier(augmented)
+    fake = state.discriminator(augmented)
+    return {
+        **_classifier_metrics(logits, labels),
+        "theta": theta,
+        "logits_before": logits,
+        "logits_after": logits_after,
+        "augmented_accuracy": (logits_after.argmax(-1) == labels).astype(jnp.float32),
+        "generator_loss": losses.generator_loss(fake, saturating=saturating),
+        "discriminator_loss": losses.discriminator_loss(state.discriminator(images), fake),
+        "max_entropy_loss": losses.max_entropy_loss(logits_after, form=form, target=target),
+    }
