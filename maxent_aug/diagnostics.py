@@ -1,0 +1,241 @@
+"""What the augmenter does, in numbers and in words: per image, and whether it has collapsed.
+
+Everything here speaks of the *picture*: "turned left" means that a person sees the picture turned
+to the left. theta itself maps output to input coordinates, the inverse of that.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from maxent_aug.losses import entropy
+from maxent_aug.spatial import affine_grid, decompose_affine, invert_affine
+
+# Nobody sees less than this; used for the word "unchanged".
+VISIBLE_PX = 0.05
+
+# A theta whose inverse float32 cannot tell from a singular matrix is reported as this enlargement.
+MOST_SCALE = 1e3
+MOST_CONDITION = 1e5
+
+
+def picture_transform(theta: Array, size: tuple[int, int]) -> dict[str, Array]:
+    """What a person sees done to the picture, in human units.
+
+    The parts apply in the order flip, scale and aspect, shear, rotation, shift, about the middle
+    of the frame, and are measured in pixels, so that they are right for oblong images as well.
+
+    Args:
+      theta: [..., 2, 3], output -> input, normalised (x, y).
+      size: (height, width) of the image in pixels.
+
+    Returns:
+      A dict of [...] arrays:
+        rotation_deg: in (-180, 180], counter-clockwise ("to the left") positive;
+        scale: above 1 when the picture is enlarged;
+        aspect: above 1 when it is stretched in width, below 1 in height;
+        shear: horizontal shift for each pixel further down, before the rotation;
+        shift_x_px, shift_y_px: where the middle of the picture goes, right and *down* positive;
+        flip: boolean, mirrored left to right.
+      Finite for every finite theta: one that maps the frame to a line or a point counts as an
+      enlargement by 1000.
+
+    Raises:
+      ValueError: if theta does not end in (2, 3) or size is not two positive integers.
+    """
+    parts = decompose_affine(_picture_affine(theta, size))
+    shift = parts["translation"]
+    return {
+        # y points down, so a positive angle is clockwise on the screen.
+        "rotation_deg": -jnp.rad2deg(parts["rotation"]),
+        "scale": jnp.exp(parts["log_scale"]),
+        "aspect": jnp.exp(parts["log_aspect"]),
+        "shear": parts["shear"],
+        "shift_x_px": shift[..., 0],
+        "shift_y_px": shift[..., 1],
+        "flip": parts["flip"],
+    }
+
+
+def displacement_px(theta: Array, size: tuple[int, int]) -> Array:
+    """How far the point of the picture that moves most moves: [..., 2, 3] -> [...] pixels."""
+    affine = _picture_affine(theta, size)
+    height, width = size
+    x, y = jnp.array([-1.0, 1.0, -1.0, 1.0]) * width / 2, jnp.array([-1, -1, 1, 1]) * height / 2
+    a = affine[..., None]
+    # The displacement is affine in the position, so its length is largest at a corner.
+    dx = (a[..., 0, 0, :] - 1) * x + a[..., 0, 1, :] * y + a[..., 0, 2, :]
+    dy = a[..., 1, 0, :] * x + (a[..., 1, 1, :] - 1) * y + a[..., 1, 2, :]
+    return jnp.max(jnp.hypot(dx, dy), axis=-1)
+
+
+def describe(theta: Array, size: tuple[int, int]) -> list[str]:
+    """The transform of each image in words, e.g. "turned 12° left, 1.20x, 3.1 px right 0.4 px up".
+
+    Args:
+      theta: [N, 2, 3], output -> input.
+      size: (height, width) in pixels.
+
+    Returns:
+      N descriptions of what is seen done to the picture; "unchanged" where no point moves by
+      0.05 px or more.
+
+    Raises:
+      ValueError: if theta is not [N, 2, 3].
+    """
+    if np.ndim(theta) != 3:
+        raise ValueError(f"theta has shape {np.shape(theta)}; describe takes [N, 2, 3]")
+    parts, moved = jax.device_get(_seen(theta, tuple(size)))
+    return [_words({k: v[i] for k, v in parts.items()}, moved[i]) for i in range(len(moved))]
+
+
+def per_image(
+    theta: Array, size: tuple[int, int], logits_before: Array, logits_after: Array
+) -> dict[str, Array]:
+    """The diagnostics of each image, to be concatenated over batches for `summarise`.
+
+    Args:
+      theta: [B, 2, 3], output -> input.
+      size: (height, width) in pixels.
+      logits_before: [B, m] of the classifier on the images.
+      logits_after: [B, m] of the classifier on the augmented images.
+
+    Returns:
+      The [B] arrays of `picture_transform`, and
+        theta: [B, 2, 3], as given;
+        distance_from_identity: ||theta - identity||_F;
+        shift_px: length of the shift;
+        entropy_before, entropy_after: bits;
+        outside_frame: share of the sampling grid outside the image, in [0, 1].
+    """
+    picture = picture_transform(theta, size)
+    grid = affine_grid(theta, size)
+    return {
+        "theta": theta,
+        "distance_from_identity": jnp.linalg.norm(theta - jnp.eye(2, 3), axis=(-2, -1)),
+        **picture,
+        "shift_px": jnp.hypot(picture["shift_x_px"], picture["shift_y_px"]),
+        "entropy_before": entropy(logits_before),
+        "entropy_after": entropy(logits_after),
+        "outside_frame": jnp.mean(jnp.any(jnp.abs(grid) > 1, axis=-1), axis=(-2, -1)),
+    }
+
+
+@jax.jit
+def summarise(images: dict[str, Any], mask: Any = None) -> dict[str, Array]:
+    """Means and deviations over images of what `per_image` returned: has the augmenter collapsed?
+
+    Collapse to the identity shows as distance_from_identity near 0, collapse to one transform
+    for all as a spread that is small beside that distance.
+
+    Args:
+      images: the dict of `per_image`, of any number of images, on the device or on the host.
+      mask: [B], true for the images that count (false for the padding of a last batch).
+
+    Returns:
+      Scalars: distance_from_identity, rotation_deg (circular mean), rotation_deg_sd (of the
+      angle to that mean), scale, scale_sd, shear, shear_sd, shift_px, shift_px_sd, spread (root
+      mean square of ||theta - mean theta||_F), entropy_before, entropy_after, outside_frame.
+      Deviations are over images (population), and 0 for a single one; all are NaN for none.
+    """
+    theta = jnp.asarray(images["theta"])
+    mask = jnp.ones(theta.shape[:1], bool) if mask is None else jnp.asarray(mask, bool)
+
+    def mean(values: Any) -> Array:
+        values = jnp.asarray(values)
+        keep = mask.reshape(mask.shape + (1,) * (values.ndim - 1))
+        return jnp.sum(jnp.where(keep, values, 0), axis=0) / jnp.sum(mask)
+
+    def sd(deviation: Array) -> Array:
+        return jnp.sqrt(mean(jnp.square(deviation)))
+
+    angle = jnp.deg2rad(jnp.asarray(images["rotation_deg"]))
+    direction = jnp.arctan2(mean(jnp.sin(angle)), mean(jnp.cos(angle)))
+    away = angle - direction
+    summary = {
+        "distance_from_identity": mean(images["distance_from_identity"]),
+        "rotation_deg": jnp.rad2deg(direction),
+        "rotation_deg_sd": jnp.rad2deg(sd(jnp.arctan2(jnp.sin(away), jnp.cos(away)))),
+    }
+    for name in ("scale", "shear", "shift_px"):
+        summary[name] = mean(images[name])
+        summary[f"{name}_sd"] = sd(jnp.asarray(images[name]) - summary[name])
+    summary["spread"] = sd(jnp.linalg.norm(theta - mean(theta), axis=(-2, -1)))
+    for name in ("entropy_before", "entropy_after", "outside_frame"):
+        summary[name] = mean(images[name])
+    return summary
+
+
+def collapse(
+    theta: Array,
+    size: tuple[int, int],
+    logits_before: Array,
+    logits_after: Array,
+    mask: Array | None = None,
+) -> dict[str, Array]:
+    """`summarise(per_image(...), mask)`: the collapse of one batch, a flat dict of scalars."""
+    return summarise(per_image(theta, size, logits_before, logits_after), mask)
+
+
+def _picture_affine(theta: Array, size: tuple[int, int]) -> Array:
+    """The input -> output affine in pixels from the middle of the frame; finite if theta is."""
+    theta = jnp.asarray(theta, jnp.float32)
+    if theta.shape[-2:] != (2, 3):
+        raise ValueError(f"theta has shape {theta.shape}; it must end in (2, 3)")
+    if len(size) != 2 or min(size) < 1:
+        raise ValueError(f"size is {size}; allowed: (height, width), both at least 1")
+    half = jnp.array([size[1], size[0]], jnp.float32) / 2
+    # One unit of x is half a width, one of y half a height: D theta D^-1, shift times D.
+    pixels = half[:, None] / jnp.append(half, 1.0)
+    theta = jnp.clip(theta * pixels, -1e6, 1e6)
+    linear = theta[..., :2]
+    det = linear[..., 0, 0] * linear[..., 1, 1] - linear[..., 0, 1] * linear[..., 1, 0]
+    squares = jnp.sum(jnp.square(linear), axis=(-2, -1))
+    # Written so that a NaN stays one: a broken run must not look like an enlargement.
+    singular = (jnp.abs(det) < squares / MOST_CONDITION) | (jnp.abs(det) < MOST_SCALE**-2)
+    point = jnp.concatenate([jnp.eye(2) / MOST_SCALE, jnp.zeros((2, 1))], axis=-1)
+    return invert_affine(jnp.where(singular[..., None, None], point, theta))
+
+
+@partial(jax.jit, static_argnums=1)
+def _seen(theta: Array, size: tuple[int, int]) -> tuple[dict[str, Array], Array]:
+    return picture_transform(theta, size), displacement_px(theta, size)
+
+
+def _words(part: dict[str, Any], furthest: float) -> str:
+    if furthest < VISIBLE_PX:
+        return "unchanged"
+    turned, sheared = _number(abs(part["rotation_deg"])), f"{part['shear']:.2f}"
+    scale, aspect = _factor(part["scale"]), _factor(max(part["aspect"], 1 / part["aspect"]))
+    shift = [
+        f"{_number(abs(pixels))} px {positive if pixels > 0 else negative}"
+        for pixels, positive, negative in (
+            (part["shift_x_px"], "right", "left"),
+            (part["shift_y_px"], "down", "up"),
+        )
+        if _number(abs(pixels)) != "0.0"
+    ]
+    said = [
+        "mirrored" if part["flip"] else "",
+        f"turned {turned}° {'left' if part['rotation_deg'] > 0 else 'right'}"
+        if turned != "0.0"
+        else "",
+        f"{scale}x" if scale != "1.00" else "",
+        f"{aspect}x {'wider' if part['aspect'] > 1 else 'taller'}" if aspect != "1.00" else "",
+        f"shear {sheared}" if float(sheared) else "",
+        " ".join(shift),
+    ]
+    return ", ".join(filter(None, said)) or f"moved {furthest:.2f} px"
+
+
+def _number(value: float) -> str:
+    """One decimal where it matters: 3.1, 12."""
+    return f"{value:.1f}" if value < 9.95 else f"{value:.0f}"
+
+
+def _factor(value: float) -> str:
+    return f"{value:.2f}" if value < 10 else f"{value:.0f}"

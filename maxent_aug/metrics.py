@@ -1,0 +1,133 @@
+"""Metrics on disk: a JSON object a line, and TensorBoard. Takes plain numbers, never arrays."""
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+Record = Mapping[str, Any]
+
+# What a record is filed under; everything else in it is a metric.
+KEYS = ("seed", "branch", "phase", "epoch")
+
+
+class MetricsWriter:
+    """Appends records to `workdir/metrics.jsonl` and their numbers to `workdir/tensorboard`.
+
+    A record is flat: seed, branch, phase and epoch, and its metrics by name. A line is on the disk
+    when `write` returns. The TensorBoard events are a copy: made again from the lines after a
+    `rewind`, one folder for each seed, branch and phase, so that no curve has a point twice.
+    """
+
+    def __init__(self, workdir: str | os.PathLike[str]) -> None:
+        self.workdir = Path(workdir)
+        self.workdir.mkdir(parents=True, exist_ok=True)
+        self.path = self.workdir / "metrics.jsonl"
+        self._events: Any = None
+        self._run: tuple[Any, ...] | None = None
+        if self.path.exists() and not self.path.read_bytes().endswith(b"\n"):
+            # Cut off by a kill: the next line must not be glued to it.
+            _replace(self.path, read(self.path))
+
+    def write(self, record: Record) -> None:
+        """Adds one record. Numbers that are not finite become null.
+
+        Raises:
+          ValueError: if seed, branch, phase or epoch is missing.
+          TypeError: for a value that is not a string, a plain number, a bool or None.
+        """
+        missing = [key for key in KEYS if key not in record]
+        if missing:
+            raise ValueError(f"a record needs {', '.join(KEYS)}; missing: {', '.join(missing)}")
+        line = _line(record)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+        self._add_scalars(record)
+
+    def rewind(self, seed: int, branch: str, phase: str, epoch: int) -> None:
+        """Forgets what this phase wrote after `epoch`; call it when a phase starts or resumes.
+
+        The file is replaced whole or not at all. Epochs count from 1, so epoch 0 forgets the phase.
+        """
+        run = (seed, branch, phase)
+        records = read(self.path) if self.path.exists() else []
+        kept = [r for r in records if _run(r) != run or r["epoch"] <= epoch]
+        if len(kept) < len(records):
+            _replace(self.path, kept)
+        self.close()
+        shutil.rmtree(self._folder(run), ignore_errors=True)
+        for record in kept:
+            if _run(record) == run:
+                self._add_scalars(record)
+
+    def close(self) -> None:
+        """Closes the TensorBoard file; a later `write` opens another."""
+        if self._events is not None:
+            self._events.close()
+        self._events, self._run = None, None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _folder(self, run: tuple[Any, ...]) -> Path:
+        seed, branch, phase = run
+        return self.workdir / "tensorboard" / f"seed{seed}-{branch}-{phase}"
+
+    def _add_scalars(self, record: Record) -> None:
+        from tensorboardX import SummaryWriter
+
+        if self._run != _run(record):
+            self.close()
+            self._run = _run(record)
+            self._events = SummaryWriter(str(self._folder(self._run)))
+        for name, value in record.items():
+            if name not in KEYS and isinstance(value, int | float) and math.isfinite(value):
+                self._events.add_scalar(name, value, record["epoch"])
+        self._events.flush()
+
+
+def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The records of a metrics.jsonl, in order; a last line cut off by a kill is ignored.
+
+    Raises:
+      ValueError: if an earlier line is broken, with its number.
+    """
+    lines = Path(path).read_bytes().splitlines()
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            records.append(json.loads(line))
+        except ValueError as error:
+            if number < len(lines):
+                raise ValueError(f"{path}, line {number}: not a JSON object") from error
+    return records
+
+
+def _run(record: Record) -> tuple[Any, ...]:
+    return record["seed"], record["branch"], record["phase"]
+
+
+def _line(record: Record) -> str:
+    finite = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in record.items()
+    }
+    return json.dumps(finite, allow_nan=False) + "\n"
+
+
+def _replace(path: Path, records: Iterable[Record]) -> None:
+    """Writes a whole file beside the old one and puts it in its place in one step."""
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.writelines(map(_line, records))
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

@@ -1,0 +1,250 @@
+import math
+
+import chex
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+from maxent_aug import diagnostics
+from maxent_aug.spatial import affine_matrix, decompose_affine, invert_affine, warp_affine
+
+SIZE = (32, 32)
+IDENTITY = jnp.eye(2, 3)
+
+seen_by_jit = jax.jit(diagnostics.picture_transform, static_argnums=1)
+collapse_by_jit = jax.jit(diagnostics.collapse, static_argnums=1)
+per_image_by_jit = jax.jit(diagnostics.per_image, static_argnums=1)
+warp = jax.jit(warp_affine)
+
+
+@jax.jit
+def picture(**parts):
+    """The theta under which the picture undergoes `parts`."""
+    return invert_affine(affine_matrix(**parts))
+
+
+def centre_of_mass(image):
+    """(x, y) in pixels from the middle."""
+    image = np.asarray(image)[..., 0]
+    y, x = np.mgrid[: image.shape[0], : image.shape[1]]
+    middle = (np.array(image.shape[::-1]) - 1) / 2
+    return np.array([(image * x).sum(), (image * y).sum()]) / image.sum() - middle
+
+
+def blob(x, y, size=SIZE, radius=2.0):
+    """A soft spot at (x, y) pixels from the middle."""
+    rows, columns = np.mgrid[: size[0], : size[1]]
+    columns, rows = columns - (size[1] - 1) / 2, rows - (size[0] - 1) / 2
+    squares = (columns - x) ** 2 + (rows - y) ** 2
+    return np.exp(-squares / (2 * radius**2))[..., None].astype(np.float32)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (24, 40)])
+def test_picture_transform_is_what_happens_to_the_pixels(size):
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        rotation, shear = rng.uniform(-0.6, 0.6), rng.uniform(-0.3, 0.3)
+        theta = affine_matrix(
+            rotation=rotation,
+            log_scale=rng.uniform(-0.2, 0.2),
+            log_aspect=rng.uniform(-0.2, 0.2),
+            shear=shear,
+            translation=rng.uniform(-0.1, 0.1, 2),
+            flip=rng.random() < 0.5,
+        )
+        seen = jax.device_get(seen_by_jit(theta, size))
+        spot = rng.uniform(-4, 4, 2)
+        # The parts in the order that the docstring gives, on the position of a spot.
+        x, y = spot * [-1 if seen["flip"] else 1, 1]
+        x, y = x * seen["scale"] * seen["aspect"] ** 0.5, y * seen["scale"] / seen["aspect"] ** 0.5
+        x = x + seen["shear"] * y
+        angle = np.deg2rad(seen["rotation_deg"])
+        x, y = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
+        expected = [x + seen["shift_x_px"], y + seen["shift_y_px"]]
+        moved = centre_of_mass(warp(blob(*spot, size, radius=1.5), theta))
+        np.testing.assert_allclose(moved, expected, atol=0.1)
+
+
+def test_signs_are_those_of_a_person():
+    right = picture(translation=jnp.array([0.25, 0.0]))
+    assert seen_by_jit(right, SIZE)["shift_x_px"] == pytest.approx(4)
+    assert centre_of_mass(warp(blob(0, 0), right))[0] == pytest.approx(4, abs=0.01)
+    down = picture(translation=jnp.array([0.0, 0.25]))
+    assert seen_by_jit(down, SIZE)["shift_y_px"] == pytest.approx(4)
+    assert centre_of_mass(warp(blob(0, 0), down))[1] == pytest.approx(4, abs=0.01)
+    # A spot on the right goes up when the picture turns to the left.
+    left = picture(rotation=-math.pi / 6)
+    assert seen_by_jit(left, SIZE)["rotation_deg"] == pytest.approx(30, abs=1e-3)
+    assert centre_of_mass(warp(blob(8, 0), left))[1] == pytest.approx(-4, abs=0.05)
+    larger = picture(log_scale=math.log(1.5))
+    assert seen_by_jit(larger, SIZE)["scale"] == pytest.approx(1.5)
+    assert centre_of_mass(warp(blob(4, 0), larger))[0] == pytest.approx(6, abs=0.05)
+
+
+def test_square_images_need_no_correction():
+    theta = affine_matrix(rotation=0.3, log_scale=0.1, log_aspect=0.2, shear=0.1, translation=0.05)
+    seen = seen_by_jit(theta, SIZE)
+    parts = decompose_affine(invert_affine(theta))
+    np.testing.assert_allclose(seen["rotation_deg"], -np.rad2deg(parts["rotation"]), rtol=1e-5)
+    np.testing.assert_allclose(seen["aspect"], np.exp(parts["log_aspect"]), rtol=1e-5)
+    np.testing.assert_allclose(seen["shear"], parts["shear"], rtol=1e-4)
+
+
+ENTRY = st.one_of(
+    st.sampled_from([0.0, -0.0, 1.0, -1.0, 1e-30, 1e30, -1e30, 1e-4]),
+    st.floats(-1e6, 1e6, width=32),
+)
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.lists(ENTRY, min_size=6, max_size=6))
+def test_finite_for_every_theta(entries):
+    theta = jnp.array(entries, jnp.float32).reshape(2, 3)
+    assert all(np.isfinite(v) for v in seen_by_jit(theta, SIZE).values())
+
+
+@pytest.mark.parametrize(
+    "linear", [[[0, 0], [0, 0]], [[1, 1], [1, 1]], [[1, 0], [0, 0]], [[0, 0], [0, 1e-9]]]
+)
+def test_degenerate_theta_is_an_extreme_enlargement(linear):
+    theta = jnp.concatenate([jnp.array(linear, jnp.float32), jnp.full((2, 1), 0.5)], axis=-1)
+    chex.assert_tree_all_finite(seen_by_jit(theta, SIZE))
+    assert seen_by_jit(theta, SIZE)["scale"] == pytest.approx(1000, rel=1e-3)
+    assert "1000x" in diagnostics.describe(theta[None], SIZE)[0]
+
+
+def test_nan_is_not_hidden():
+    seen = seen_by_jit(IDENTITY * jnp.nan, SIZE)
+    assert np.isnan(seen["rotation_deg"])
+    assert np.isnan(seen["scale"])
+
+
+def test_displacement_is_that_of_the_corner_that_moves_most():
+    theta = picture(rotation=0.1, log_scale=0.1, translation=jnp.array([0.1, -0.2]))
+    ours = diagnostics.displacement_px(theta, (20, 30))
+    to_output = np.asarray(invert_affine(theta))
+    y, x = np.meshgrid(np.linspace(-1, 1, 41), np.linspace(-1, 1, 41))
+    where = np.stack([x, y, np.ones_like(x)])
+    moved = (np.tensordot(to_output, where, 1) - where[:2]) * np.array([15, 10])[:, None, None]
+    assert ours == pytest.approx(np.hypot(*moved).max(), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("parts", "words"),
+    [
+        ({}, "unchanged"),
+        ({"rotation": 1e-4}, "unchanged"),
+        ({"log_scale": 0.0035}, "moved 0.08 px"),
+        ({"rotation": -math.radians(12)}, "turned 12° left"),
+        ({"rotation": math.radians(3.14)}, "turned 3.1° right"),
+        ({"log_scale": math.log(1.2)}, "1.20x"),
+        ({"log_aspect": math.log(1.1)}, "1.10x wider"),
+        ({"log_aspect": -math.log(1.1)}, "1.10x taller"),
+        ({"shear": 0.05}, "shear 0.05"),
+        ({"flip": True}, "mirrored"),
+        ({"translation": jnp.array([3.1 / 16, -0.4 / 16])}, "3.1 px right 0.4 px up"),
+        ({"translation": jnp.array([-0.25, 0.25])}, "4.0 px left 4.0 px down"),
+        (
+            {"rotation": -math.radians(12), "log_scale": math.log(1.2), "shear": 0.05},
+            "turned 12° left, 1.20x, shear 0.05",
+        ),
+    ],
+)
+def test_describe(parts, words):
+    assert diagnostics.describe(picture(**parts)[None], SIZE) == [words]
+
+
+def test_describe_needs_a_batch():
+    with pytest.raises(ValueError, match=r"\(2, 3\).*\[N, 2, 3\]"):
+        diagnostics.describe(IDENTITY, SIZE)
+    with pytest.raises(ValueError, match=r"\(3, 3\)"):
+        diagnostics.picture_transform(jnp.eye(3), SIZE)
+    with pytest.raises(ValueError, match=r"\(0, 32\)"):
+        diagnostics.picture_transform(IDENTITY, (0, 32))
+
+
+def batch(count, seed=0):
+    rng = np.random.default_rng(seed)
+    theta = affine_matrix(
+        rotation=rng.normal(0.2, 0.3, count),
+        log_scale=rng.normal(-0.1, 0.1, count),
+        shear=rng.normal(0, 0.1, count),
+        translation=rng.normal(0, 0.2, (count, 2)),
+    )
+    before, after = rng.normal(0, 3, (2, count, 10)).astype(np.float32)
+    return theta, jnp.array(before), jnp.array(after)
+
+
+def test_summary_against_numpy():
+    theta, before, after = batch(12)
+    images = jax.device_get(per_image_by_jit(theta, SIZE, before, after))
+    summary = jax.device_get(collapse_by_jit(theta, SIZE, before, after))
+    t = np.asarray(theta, np.float64)
+    distance = np.sqrt(((t - np.eye(2, 3)) ** 2).sum((1, 2)))
+    spread = np.sqrt(((t - t.mean(0)) ** 2).sum((1, 2)).mean())
+    p = np.exp(before) / np.exp(before).sum(-1, keepdims=True)
+    shift = np.hypot(images["shift_x_px"], images["shift_y_px"])
+    expected = {
+        "distance_from_identity": distance.mean(),
+        "spread": spread,
+        "entropy_before": -(p * np.log2(p)).sum(-1).mean(),
+        "scale": images["scale"].mean(),
+        "scale_sd": images["scale"].std(),
+        "shear_sd": images["shear"].std(),
+        "shift_px": shift.mean(),
+        "shift_px_sd": shift.std(),
+    }
+    for name, value in expected.items():
+        assert summary[name] == pytest.approx(value, rel=1e-4), name
+    # Angles far from the seam: close to the plain deviation.
+    assert summary["rotation_deg_sd"] == pytest.approx(images["rotation_deg"].std(), rel=0.02)
+    assert all(np.shape(value) == () for value in summary.values())
+
+
+def test_rotation_is_averaged_on_the_circle():
+    theta = picture(rotation=jnp.deg2rad(jnp.array([178.0, -178.0])))
+    logits = jnp.zeros((2, 3))
+    summary = collapse_by_jit(theta, SIZE, logits, logits)
+    assert abs(summary["rotation_deg"]) == pytest.approx(180, abs=0.01)
+    assert summary["rotation_deg_sd"] == pytest.approx(2, abs=0.01)
+
+
+def test_the_two_collapses_have_their_numbers():
+    logits = jnp.zeros((4, 3))
+    still = collapse_by_jit(jnp.tile(IDENTITY, (4, 1, 1)), SIZE, logits, logits)
+    assert still["distance_from_identity"] == still["spread"] == still["outside_frame"] == 0
+    assert still["scale"] == 1
+    constant = jnp.tile(picture(log_scale=-math.log(2)), (4, 1, 1))
+    same = collapse_by_jit(constant, SIZE, logits, logits)
+    assert same["distance_from_identity"] == pytest.approx(math.sqrt(2))
+    assert same["spread"] == 0
+    # Half as large: three quarters of the frame show what lies outside.
+    assert same["outside_frame"] == pytest.approx(0.75)
+
+
+def test_padding_does_not_count():
+    theta, before, after = batch(12)
+    alone = collapse_by_jit(theta, SIZE, before, after)
+
+    def pad(x):
+        return jnp.concatenate([x, jnp.full_like(x[:3], jnp.nan)])
+
+    mask = jnp.arange(15) < 12
+    padded = collapse_by_jit(pad(theta), SIZE, pad(before), pad(after), mask)
+    chex.assert_trees_all_close(padded, alone, rtol=1e-5)
+
+
+def test_batches_on_the_host_equal_one_batch_and_jit_equals_eager():
+    theta, before, after = batch(12)
+    parts = [
+        jax.device_get(
+            per_image_by_jit(theta[i : i + 4], SIZE, before[i : i + 4], after[i : i + 4])
+        )
+        for i in range(0, 12, 4)
+    ]
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    whole = diagnostics.collapse(theta, SIZE, before, after)
+    chex.assert_trees_all_close(diagnostics.summarise(joined), whole, rtol=1e-4, atol=1e-6)
