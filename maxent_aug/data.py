@@ -236,37 +236,45 @@ def _read(name: str, folder: Path, split: str) -> Dataset:
     damaged = f"{name} in {folder} is damaged: delete that folder and prepare it again"
     try:
         builder: Any = tfds.builder_from_directory(folder)
-        features = builder.info.features
+        info = builder.info
     except (ValueError, KeyError, OSError, json_format.ParseError) as error:
         raise ValueError(f"{damaged} ({_one_line(error)})") from error
-    _check_features(name, features)
-    formats = sorted(form.value for form in builder.info.available_file_formats())
-    if "array_record" not in formats:
-        raise ValueError(
-            f"{name} in {folder} is stored as {' and '.join(formats)}, which cannot be read "
-            "without TensorFlow: where it is installed, run tfds convert_format "
-            f"--dataset_version_dir={folder} --out_file_format=array_record"
-        )
-    try:
-        examples = builder.info.splits[split].num_examples
-    except (ValueError, KeyError, AssertionError) as error:
-        raise ValueError(
-            f"{name} has no split {split!r}: allowed are {', '.join(sorted(builder.info.splits))} "
-            "and their parts, as train[:90%]"
-        ) from error
-    if not examples:
-        raise ValueError(f"split {split!r} of {name} is empty")
+    _check_features(name, info.features)
+    _check_format(name, folder, info)
+    _check_split(name, split, info)
     source = builder.as_data_source(
         split,
         deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES,
         file_format="array_record",
     )
     try:
-        return _decode(source, features)
-    except (RuntimeError, IndexError, message.DecodeError) as error:  # array_record's own words
+        return _decode(source, info.features)
+    except (RuntimeError, IndexError, message.DecodeError) as error:  # what array_record raises
         raise ValueError(f"{damaged} ({_one_line(error)})") from error
     except (ValueError, OverflowError) as error:
         raise ValueError(f"{name}, split {split!r}: {error}") from error
+
+
+def _check_format(name: str, folder: Path, info: Any) -> None:
+    formats = sorted(form.value for form in info.available_file_formats())
+    if "array_record" not in formats:
+        raise ValueError(
+            f"{name} in {folder} is stored as {' and '.join(formats)}, which cannot be read "
+            "without TensorFlow: where it is installed, run tfds convert_format "
+            f"--dataset_version_dir={folder} --out_file_format=array_record"
+        )
+
+
+def _check_split(name: str, split: str, info: Any) -> None:
+    try:
+        examples = info.splits[split].num_examples
+    except (ValueError, KeyError, AssertionError) as error:
+        raise ValueError(
+            f"{name} has no split {split!r}: allowed are {', '.join(sorted(info.splits))} and "
+            "their parts, as train[:90%]"
+        ) from error
+    if not examples:
+        raise ValueError(f"split {split!r} of {name} is empty")
 
 
 def _check_features(name: str, features: Any) -> None:
@@ -304,7 +312,7 @@ def _decode(source: Any, features: Any) -> Dataset:
                 images = np.empty((len(source), *pixels.shape), np.uint8)
             images[index] = pixels
     if images is None:
-        raise ValueError("it holds no examples")
+        raise ValueError("no examples")
     return Dataset(images, labels, tuple(features["label"].names))
 
 
@@ -312,7 +320,7 @@ def _decode_image(
     encoded: bytes, mode: str, size: tuple[int, ...] | None, index: int
 ) -> np.ndarray:
     """Pixels [H, W, C] by Pillow, never OpenCV, so that they are the same on every machine."""
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(io.BytesIO(encoded)) as picture:
@@ -325,6 +333,8 @@ def _decode_image(
                 raise ValueError(f"image {index} has more than 8 bits (mode {picture.mode})")
             pixels = np.asarray(picture if picture.mode == mode else picture.convert(mode))
             return pixels.reshape(*pixels.shape[:2], len(mode))
+    except UnidentifiedImageError as error:
+        raise ValueError(f"image {index} is in no format that Pillow reads") from error
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"image {index} cannot be decoded ({_one_line(error)})") from error
 
@@ -344,7 +354,9 @@ def _prepare(name: str, folder: Path) -> Path:
     """
     created = [path for path in (folder, *folder.parents) if not path.exists()]
     if not os.access(created[-1].parent if created else folder, os.W_OK):
-        raise ValueError(f"{name} is not prepared in {folder}, which cannot be written")
+        raise ValueError(
+            f"{name} is not prepared in {folder}, which cannot be written: name another data_dir"
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _lock(folder) as locked:
@@ -358,9 +370,9 @@ def _prepare(name: str, folder: Path) -> Path:
             with tempfile.TemporaryDirectory(prefix="incomplete.maxent_aug.", dir=folder) as temp:
                 _prepare_in(Path(temp), name, folder)
             return target
+    except FileNotFoundError:  # no network: it says so
+        raise
     except OSError as error:
-        if isinstance(error, FileNotFoundError) and error.errno is None:  # our own words
-            raise
         raise OSError(f"{name} cannot be prepared in {folder} ({_one_line(error)})") from error
     finally:
         with contextlib.suppress(OSError):  # not empty, so in use
@@ -502,6 +514,7 @@ def _cifar10_archive(staging: Path, folder: Path) -> Path:
         with by_hand.open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != _CIFAR10_SHA256:
                 raise ValueError(f"{by_hand} has the wrong checksum: delete it, and fetch it again")
+        print(f"preparing CIFAR-10 in {folder} from {by_hand}", file=sys.stderr)
         return by_hand
     print(f"downloading CIFAR-10 (170 MB) and preparing it in {folder}", file=sys.stderr)
     archive, digest = staging / by_hand.name, hashlib.sha256()

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
@@ -470,7 +470,15 @@ def test_examples_that_do_not_fit(tmp_path):
     assert "differ in size" in load_error(tmp_path, "sizes")
     junk = [{"image": io.BytesIO(b"not an image"), "label": 0}]
     prepare(tmp_path, "junk", features, junk)
-    assert "cannot be decoded" in load_error(tmp_path, "junk")
+    assert "image 0 is in no format" in load_error(tmp_path, "junk")
+    buffer = io.BytesIO()
+    picture(64, 64).save(buffer, "PNG")
+    cut = [{"image": io.BytesIO(buffer.getvalue()[:80]), "label": 0}]
+    prepare(tmp_path, "cut", features, cut)
+    assert "image 0 cannot be decoded" in load_error(tmp_path, "cut")
+    deep = [{"image": picture(mode="I;16"), "label": 0}]
+    prepare(tmp_path, "deep", features, deep)
+    assert "more than 8 bits" in load_error(tmp_path, "deep")
 
 
 def test_bombs_are_refused(tmp_path, monkeypatch):
@@ -527,6 +535,7 @@ def numbered(labels, classes):
     return data.Dataset(images, np.array(labels, np.int32), names)
 
 
+@settings(deadline=None)  # wall time says little on a shared machine
 @given(st.data(), st.integers(2, 6), st.integers(0, 2**32))
 def test_subsets_are_stratified_sorted_and_fixed(draws, classes, seed):
     label = st.integers(0, classes - 1)
@@ -559,6 +568,7 @@ def test_subsets_of_impossible_size(examples):
         data.subset(numbered(np.arange(100) % 10, 10), 50, -1)
 
 
+@settings(deadline=None)
 @given(hnp.arrays(np.uint8, hnp.array_shapes(min_dims=4, max_dims=4, max_side=6)))
 def test_statistics_are_numpys(images):
     mean, deviation = data.channel_statistics(images)
