@@ -79,18 +79,22 @@ def main(settings: cli.Settings) -> None:
 
 def _transforms(run: train.Run, phase: train.Phase, state: steps.State) -> dict[str, Any]:
     """What an augmenter does: `diagnostics.per_image` of all test images, pictures of the first."""
-    on_device = run.data
+    on_device, size = run.data, run.data.test_images.shape[1:3]
     values = train.evaluate(phase.eval_step, state, on_device, run.mesh, run.config.eval_batch_size)
-    size = on_device.test_images.shape[1:3]
-    per_image = diagnostics.per_image(
-        values["theta"], size, values["logits_before"], values["logits_after"]
-    )
-    images = steps.normalize(on_device.test_images[:PICTURES], on_device.mean, on_device.sd)
-    augmented, theta = state.augmenter(images)
+    logits = values["logits_before"], values["logits_after"]
+    per_image = jax.jit(diagnostics.per_image, static_argnums=1)(values["theta"], size, *logits)
+    augmented, theta = jax.jit(_augment)(state.augmenter, on_device)
     return jax.device_get(per_image) | {
-        "augmented": np.asarray(steps.denormalize(augmented, on_device.mean, on_device.sd)),
+        "augmented": np.asarray(augmented),
         "words": diagnostics.describe(theta, size),
     }
+
+
+def _augment(augmenter: steps.ModelState, on_device: train.Data) -> tuple[jax.Array, jax.Array]:
+    """The first test images augmented, as uint8, and their theta."""
+    mean, sd = on_device.mean, on_device.sd
+    augmented, theta = augmenter(steps.normalize(on_device.test_images[:PICTURES], mean, sd))
+    return steps.denormalize(augmented, mean, sd), theta
 
 
 def _result(settings: cli.Settings, config: dict[str, Any], records: list[Any]) -> dict[str, Any]:
@@ -184,7 +188,7 @@ def _figures(
 
 
 def _print(settings: cli.Settings, result: dict[str, Any]) -> None:
-    print("\nTable 1: test accuracy" + " " * 12 + "mean      sd   n   paper")
+    print("\nTable 1: test accuracy" + " " * 12 + "mean      sd   n   paper (CIFAR-10)")
     for row, cells in result["table1"].items():
         sd = "     -" if cells["sd"] is None else f"{cells['sd']:.4f}"
         paper = "     -" if cells["paper"] is None else f"{cells['paper']:.4f}"

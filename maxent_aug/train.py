@@ -424,7 +424,7 @@ def _record(run: Run, phase: Phase, at: Epoch) -> dict[str, float]:
     if "theta" in values:
         theta, before, after = (values.pop(k) for k in ("theta", "logits_before", "logits_after"))
         size = run.data.test_images.shape[1:3]
-        collapse = diagnostics.collapse(theta, size, before, after)
+        collapse = jax.jit(diagnostics.collapse, static_argnums=1)(theta, size, before, after)
         record |= {name: float(value) for name, value in collapse.items()}
     return record | {f"test_{name}": float(value.mean()) for name, value in values.items()}
 
