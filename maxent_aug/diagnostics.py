@@ -93,6 +93,7 @@ def describe(theta: Array, size: tuple[int, int]) -> list[str]:
     return [_words({k: v[i] for k, v in parts.items()}, moved[i]) for i in range(len(moved))]
 
 
+@partial(jax.jit, static_argnums=1)
 def per_image(
     theta: Array, size: tuple[int, int], logits_before: Array, logits_after: Array
 ) -> dict[str, Array]:

@@ -16,7 +16,7 @@ IDENTITY = jnp.eye(2, 3)
 
 seen_by_jit = jax.jit(diagnostics.picture_transform, static_argnums=1)
 collapse_by_jit = jax.jit(diagnostics.collapse, static_argnums=1)
-per_image_by_jit = jax.jit(diagnostics.per_image, static_argnums=1)
+
 warp = jax.jit(warp_affine)
 
 
@@ -180,7 +180,7 @@ def batch(count, seed=0):
 
 def test_summary_against_numpy():
     theta, before, after = batch(12)
-    images = jax.device_get(per_image_by_jit(theta, SIZE, before, after))
+    images = jax.device_get(diagnostics.per_image(theta, SIZE, before, after))
     summary = jax.device_get(collapse_by_jit(theta, SIZE, before, after))
     t = np.asarray(theta, np.float64)
     distance = np.sqrt(((t - np.eye(2, 3)) ** 2).sum((1, 2)))
@@ -241,7 +241,7 @@ def test_batches_on_the_host_equal_one_batch_and_jit_equals_eager():
     theta, before, after = batch(12)
     parts = [
         jax.device_get(
-            per_image_by_jit(theta[i : i + 4], SIZE, before[i : i + 4], after[i : i + 4])
+            diagnostics.per_image(theta[i : i + 4], SIZE, before[i : i + 4], after[i : i + 4])
         )
         for i in range(0, 12, 4)
     ]

@@ -1,0 +1,363 @@
+"""Records and arrays -> matplotlib figures. Nothing is shown or saved here, no global state.
+
+`figure.savefig(path)` writes 1800 pixels across, sharp at the 900 of a README on a dense screen.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+Record = Mapping[str, Any]
+
+WIDTH_INCHES = 9.0
+DPI = 200
+
+# Okabe and Ito's palette, told apart with every kind of colour vision.
+COLOURS = {"baseline": "#000000", "printed": "#D55E00", "intended": "#0072B2"}
+OTHER_COLOURS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+GREY = "#666666"
+
+COLUMNS = 8
+MOST_CHARACTERS = 18  # of small text that fit under an image
+
+# What is plotted of a theta: key of diagnostics.picture_transform, label, identity, least range.
+TRANSFORMS = (
+    ("rotation_deg", "rotation, degrees (left is positive)", 0.0, 2.0),
+    ("scale", "scale (above 1: enlarged)", 1.0, 0.05),
+    ("aspect", "aspect (above 1: wider)", 1.0, 0.05),
+    ("shear", "shear", 0.0, 0.05),
+    ("shift_x_px", "shift to the right, pixels", 0.0, 0.5),
+    ("shift_y_px", "shift down, pixels", 0.0, 0.5),
+)
+
+
+def adversarial_losses(records: Iterable[Record]) -> Figure:
+    """The paper's Figure 2: adversarial losses of discriminator and generator in phase 2.
+
+    Args:
+      records: of metrics.jsonl; those with the phase "augment" are used, and of these branch,
+        epoch and {train,test}_{discriminator,generator}_loss, in nats and without lambda L_ME.
+
+    Returns:
+      Two panels; a line is the mean over seeds, its band one standard deviation to each side.
+    """
+    records = [r for r in records if r["phase"] == "augment"]
+    branches = _branches(records)
+    colours = _colours(branches)
+    figure = _figure(4.0)
+    figure.suptitle("Adversarial losses while the augmenter trains", fontsize=12)
+    for axes, network in zip(figure.subplots(1, 2), ("discriminator", "generator"), strict=True):
+        for branch in branches:
+            own = [r for r in records if r["branch"] == branch]
+            for split, style in (("train", "-"), ("test", (0, (4, 2)))):
+                points = [(r["epoch"], r.get(f"{split}_{network}_loss")) for r in own]
+                _draw_curve(axes, points, color=colours[branch], linestyle=style)
+        _tidy(axes, "epoch of phase 2", f"{network} loss (nats)")
+        axes.set_title(network.capitalize(), fontsize=11)
+        _mark_guessing(axes, network)
+    handles = [Line2D([], [], color=colours[b], label=b) for b in branches]
+    handles += [
+        Line2D([], [], color=GREY, label="train"),
+        Line2D([], [], color=GREY, linestyle=(0, (4, 2)), label="test"),
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
+    return figure
+
+
+def accuracy(records: Iterable[Record]) -> Figure:
+    """Test accuracy of the classifier, epoch by epoch, the branches after the shared pretraining.
+
+    Args:
+      records: of metrics.jsonl; seed, branch, phase, epoch and test_accuracy (a share) are used.
+        Phase "pretrain" is drawn once; phase "augment" leaves the classifier alone and takes no
+        epochs here; a branch's other phases follow each other.
+
+    Returns:
+      One panel; a line is the mean over seeds, its band one standard deviation to each side.
+    """
+    records = [r for r in records if r["phase"] != "augment" and r.get("test_accuracy") is not None]
+    pretrain = [r for r in records if r["phase"] == "pretrain"]
+    shared = max((r["epoch"] for r in pretrain), default=0)
+    last = [(shared, r["test_accuracy"]) for r in pretrain if r["epoch"] == shared]
+    figure = _figure(4.2)
+    axes = figure.subplots()
+    points = [(r["epoch"], r["test_accuracy"]) for r in pretrain]
+    _draw_curve(axes, points, color=GREY, label="pretraining, shared")
+    rest = [r for r in records if r["phase"] != "pretrain"]
+    branches = _branches(rest)
+    colours = _colours(branches)
+    for branch in branches:
+        points, start = list(last), shared
+        own = [r for r in rest if r["branch"] == branch]
+        for phase in dict.fromkeys(r["phase"] for r in own):
+            points += [(start + r["epoch"], r["test_accuracy"]) for r in own if r["phase"] == phase]
+            start = max(epoch for epoch, _ in points)
+        final = np.array([value for epoch, value in points if epoch == start])
+        label = f"{branch}: {_mean_sd(final)}"
+        _draw_curve(axes, points, color=colours[branch], label=label)
+    if pretrain and rest:
+        axes.axvline(shared, color=GREY, linewidth=0.8, linestyle=":")
+    _tidy(axes, "epoch of the classifier", "test accuracy")
+    axes.set_title("Test accuracy: one pretrained classifier, then the branches", fontsize=12)
+    if axes.lines:
+        axes.legend(frameon=False, fontsize=9, loc="lower right")
+    return figure
+
+
+def transforms(parameters_by_branch: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """How the transforms of the test images are distributed in each branch.
+
+    Args:
+      parameters_by_branch: for each branch the dict of `diagnostics.per_image` (or of
+        `picture_transform`), arrays [N]. Values that are not finite are left out.
+
+    Returns:
+      Six panels, one a parameter, with a histogram a branch, each as high as its highest bin.
+      The outermost 0.5 % are counted in the first and last bin, so that outliers flatten nothing.
+    """
+    branches = list(parameters_by_branch)
+    colours = _colours(branches)
+    figure = _figure(2.0 + 1.3 * max(1, len(branches)))
+    figure.suptitle(
+        "Transforms of the test images: median (and where 90 % of them lie)", fontsize=12
+    )
+    panels = figure.subplots(2, 3).flat
+    for axes, (key, label, identity, least) in zip(panels, TRANSFORMS, strict=True):
+        values = {b: _finite(parameters_by_branch[b][key]) for b in branches}
+        low, high = _range(list(values.values()), identity, least)
+        for row, branch in enumerate(reversed(branches)):
+            _draw_ridge(axes, values[branch], row, branch, colours[branch], identity, low, high)
+        axes.axvline(identity, color=GREY, linewidth=0.8, linestyle=":", zorder=0)
+        axes.set(xlim=(low, high), ylim=(-0.02, max(1, len(branches)) * 1.45), yticks=[])
+        axes.set_xlabel(label, fontsize=9)
+        axes.tick_params(labelsize=8)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.spines[["top", "right", "left"]].set_visible(False)
+    return figure
+
+
+def augmented(
+    images: Any,
+    warped: Any,
+    words: Sequence[str],
+    entropy_before: Any,
+    entropy_after: Any,
+    *,
+    row_names: Sequence[str] = (),
+    title: str = "Above: the input. Below: what the augmenter made of it",
+) -> Figure:
+    """The paper's Figure 3: inputs above outputs, and what was done to each in words.
+
+    Args:
+      images, warped: [N, H, W, C] uint8, C = 1 or 3; eight pairs a row.
+      words: N descriptions (`diagnostics.describe`); commas part lines.
+      entropy_before, entropy_after: [N] bits.
+      row_names: a heading for each row of eight, e.g. the branch.
+      title: of the figure.
+
+    Raises:
+      ValueError: if the shapes or lengths do not agree, or for none at all.
+    """
+    images, warped = np.asarray(images), np.asarray(warped)
+    count = len(images)
+    lengths = {len(warped), len(words), len(entropy_before), len(entropy_after)}
+    if images.ndim != 4 or images.shape != warped.shape or lengths != {count} or not count:
+        raise ValueError(
+            f"images {images.shape}, warped {warped.shape}, {len(words)} words and entropies "
+            f"{len(entropy_before)} and {len(entropy_after)}: expected N > 0 of each, [N, H, W, C]"
+        )
+    margin, gap, line, top = 110, 14, 26, 70  # all in pixels of the saved figure
+    height, width = images.shape[1:3]
+    cell = (int(WIDTH_INCHES * DPI) - margin) // COLUMNS
+    # A whole number of the figure's pixels for each of the image's keeps them crisp squares.
+    enlarge = (cell - gap) / width
+    enlarge = int(enlarge) if enlarge >= 1 else enlarge
+    shown = round(height * enlarge), round(width * enlarge)
+    texts = [_lines(text) for text in words]
+    starts = range(0, count, COLUMNS)
+    heading = 44 if row_names else 0
+    blocks = [
+        heading + 2 * shown[0] + gap + line * (2 + max(map(len, texts[i : i + COLUMNS])))
+        for i in starts
+    ]
+    figure = Figure(figsize=(WIDTH_INCHES, (top + sum(blocks)) / DPI), dpi=DPI)
+    _put_text(figure, margin, 16, title, fontsize=11)
+    for row, (start, block) in enumerate(zip(starts, blocks, strict=True)):
+        if row < len(row_names):
+            _put_text(figure, margin, top, row_names[row], fontsize=9, weight="bold")
+        y = top + heading
+        y_output = y + shown[0] + gap
+        below = y_output + shown[0] + 10
+        for name, y_name in (("input", y), ("output", y_output)):
+            style = {"fontsize": 8, "ha": "right", "va": "center", "color": GREY}
+            _put_text(figure, margin - 14, y_name + shown[0] / 2, name, **style)
+        for i in range(start, min(start + COLUMNS, count)):
+            x = margin + (i - start) * cell
+            _put_image(figure, images[i], x, y, shown)
+            _put_image(figure, warped[i], x, y_output, shown)
+            bits = f"{entropy_before[i]:.2f} → {entropy_after[i]:.2f} bits"
+            _put_text(figure, x, below, bits, fontsize=7, weight="bold")
+            for j, text in enumerate(texts[i], start=1):
+                _put_text(figure, x, below + j * line, text, fontsize=7, color="#333333")
+        top += block
+    return figure
+
+
+def _put_text(figure: Figure, x: float, y: float, text: str, **style: Any) -> None:
+    """Text with its left upper corner at (x, y) in pixels from the left upper corner."""
+    width, height = figure.bbox.size
+    figure.text(x / width, 1 - y / height, text, **{"va": "top", **style})
+
+
+def _put_image(figure: Figure, image: np.ndarray, x: int, y: int, shown: tuple[int, int]) -> None:
+    """A uint8 image `shown` (height, width) pixels large, its left upper corner at (x, y)."""
+    width, height = figure.bbox.size
+    place = (x / width, 1 - (y + shown[0]) / height, shown[1] / width, shown[0] / height)
+    axes = figure.add_axes(place)
+    axes.set_axis_off()
+    # Grey as three equal channels: a colour map would round some levels.
+    axes.imshow(
+        np.broadcast_to(image, (*image.shape[:2], 3)),
+        aspect="auto",
+        interpolation="nearest" if shown[1] >= image.shape[1] else "antialiased",
+    )
+
+
+def _figure(height_inches: float) -> Figure:
+    layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.06)
+    return Figure(figsize=(WIDTH_INCHES, height_inches), dpi=DPI, layout=layout)
+
+
+def _branches(records: Iterable[Record]) -> list[str]:
+    return list(dict.fromkeys(r["branch"] for r in records))
+
+
+def _colours(branches: Sequence[str]) -> dict[str, str]:
+    others = [b for b in branches if b not in COLOURS]
+    spare = {b: OTHER_COLOURS[i % len(OTHER_COLOURS)] for i, b in enumerate(others)}
+    return {b: COLOURS.get(b) or spare[b] for b in branches}
+
+
+def _draw_curve(
+    axes: Axes, points: Iterable[tuple[int, float | None]], *, color: str, **style: Any
+) -> None:
+    """Mean of the values at each epoch, with a band of one standard deviation over them."""
+    by_epoch: dict[int, list[float]] = {}
+    for epoch, value in points:
+        if value is not None and np.isfinite(value):
+            by_epoch.setdefault(epoch, []).append(value)
+    if not by_epoch:
+        return
+    epochs = sorted(by_epoch)
+    mean = np.array([np.mean(by_epoch[e]) for e in epochs])
+    sd = np.array([np.std(by_epoch[e], ddof=1) if len(by_epoch[e]) > 1 else 0 for e in epochs])
+    marker = "o" if len(epochs) == 1 else None
+    axes.plot(epochs, mean, color=color, linewidth=1.6, marker=marker, **style)
+    if sd.any():
+        axes.fill_between(epochs, mean - sd, mean + sd, color=color, alpha=0.15, linewidth=0)
+
+
+def _tidy(axes: Axes, x_label: str, y_label: str) -> None:
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+
+
+def _mark_guessing(axes: Axes, network: str) -> None:
+    """A line where the discriminator says 1/2 to all: 2 ln 2 for D, -ln 2 or ln 2 for G."""
+    values = np.concatenate([np.asarray(line.get_ydata(), float) for line in axes.lines] or [[0.0]])
+    # log(1 - D) is below 0, the non-saturating -log D above.
+    level = 2 * np.log(2) if network == "discriminator" else np.copysign(np.log(2), values.mean())
+    axes.axhline(level, color=GREY, linewidth=1, linestyle=":", zorder=1)
+    axes.annotate(
+        "D guesses",
+        (1, level),
+        xycoords=("axes fraction", "data"),
+        xytext=(-2, 3),
+        textcoords="offset points",
+        ha="right",
+        fontsize=8,
+        color=GREY,
+    )
+
+
+def _mean_sd(values: np.ndarray) -> str:
+    if len(values) < 2:
+        return f"{values.mean():.4f}"
+    return f"{values.mean():.4f} ± {values.std(ddof=1):.4f} (sd, {len(values)} seeds)"
+
+
+def _finite(values: Any) -> np.ndarray:
+    values = np.asarray(values, float).ravel()
+    return values[np.isfinite(values)]
+
+
+def _range(values: Sequence[np.ndarray], identity: float, least: float) -> tuple[float, float]:
+    """Limits that hold the identity and all but the outermost values of each branch."""
+    inner = [np.quantile(v, (0.005, 0.995)) for v in values if len(v)]
+    low = min([identity - least, *(q[0] for q in inner)])
+    high = max([identity + least, *(q[1] for q in inner)])
+    room = 0.06 * (high - low)
+    return low - room, high + room
+
+
+def _draw_ridge(
+    axes: Axes,
+    values: np.ndarray,
+    row: int,
+    branch: str,
+    colour: str,
+    identity: float,
+    low: float,
+    high: float,
+) -> None:
+    """A histogram as high as its highest bin, on a base line of its own."""
+    base = 1.45 * row
+    step = (high - low) / 60
+    # Bins are centred on the identity, so that images left alone make one needle.
+    edges = identity + step * (np.arange(-62, 62) + 0.5)
+    edges = edges[(edges > low - step) & (edges < high + step)]
+    counts, _ = np.histogram(np.clip(values, edges[0], edges[-1]), bins=edges)
+    top = base + counts / max(1, counts.max())
+    axes.stairs(top, edges, baseline=base, fill=True, color=colour, alpha=0.35)
+    axes.stairs(top, edges, baseline=base, color=colour, linewidth=0.9)
+    spread = "no values"
+    if len(values):
+        low_90, middle, high_90 = (_short(q) for q in np.quantile(values, (0.05, 0.5, 0.95)))
+        spread = f"{middle} ({low_90} to {high_90})"
+    axes.annotate(
+        f"{branch}: {spread}",
+        (0.0, base + 1.06),
+        xycoords=("axes fraction", "data"),
+        fontsize=8,
+        color=colour,
+        bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
+    )
+
+
+def _short(value: float) -> str:
+    """Two decimals, fewer for large numbers, and no -0.00."""
+    text = f"{value:.2f}" if abs(value) < 100 else f"{value:.4g}"
+    return text.removeprefix("-") if not float(text) else text
+
+
+def _lines(words: str) -> list[str]:
+    """One line a part of the description; a shift in x and y takes two where it is long."""
+    lines = []
+    for part in words.split(", "):
+        head, px, tail = part.partition(" px ")
+        if px and len(part) > MOST_CHARACTERS and " " in tail:
+            direction, rest = tail.split(" ", 1)
+            lines += [f"{head} px {direction}", rest]
+        else:
+            lines.append(part)
+    return lines
