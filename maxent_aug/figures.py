@@ -45,7 +45,8 @@ def adversarial_losses(records: Iterable[Record]) -> Figure:
         epoch and {train,test}_{discriminator,generator}_loss, in nats and without lambda L_ME.
 
     Returns:
-      Two panels; a line is the mean over seeds, its band one standard deviation to each side.
+      Two panels; a line is the mean over seeds, the band one standard deviation of the training
+      losses to each side.
     """
     records = [r for r in records if r["phase"] == "augment"]
     branches = _branches(records)
@@ -57,7 +58,8 @@ def adversarial_losses(records: Iterable[Record]) -> Figure:
             own = [r for r in records if r["branch"] == branch]
             for split, style in (("train", "-"), ("test", (0, (4, 2)))):
                 points = [(r["epoch"], r.get(f"{split}_{network}_loss")) for r in own]
-                _draw_curve(axes, points, color=colours[branch], linestyle=style)
+                band = split == "train"  # four bands on each other hide the lines
+                _draw_curve(axes, points, color=colours[branch], band=band, linestyle=style)
         _tidy(axes, "epoch of phase 2", f"{network} loss (nats)")
         axes.set_title(network.capitalize(), fontsize=11)
         _mark_guessing(axes, network)
@@ -245,7 +247,12 @@ def _colours(branches: Sequence[str]) -> dict[str, str]:
 
 
 def _draw_curve(
-    axes: Axes, points: Iterable[tuple[int, float | None]], *, color: str, **style: Any
+    axes: Axes,
+    points: Iterable[tuple[int, float | None]],
+    *,
+    color: str,
+    band: bool = True,
+    **style: Any,
 ) -> None:
     """Mean of the values at each epoch, with a band of one standard deviation over them."""
     by_epoch: dict[int, list[float]] = {}
@@ -259,7 +266,7 @@ def _draw_curve(
     sd = np.array([np.std(by_epoch[e], ddof=1) if len(by_epoch[e]) > 1 else 0 for e in epochs])
     marker = "o" if len(epochs) == 1 else None
     axes.plot(epochs, mean, color=color, linewidth=1.6, marker=marker, **style)
-    if sd.any():
+    if band and sd.any():
         axes.fill_between(epochs, mean - sd, mean + sd, color=color, alpha=0.15, linewidth=0)
 
 

@@ -79,7 +79,8 @@ class MetricsWriter:
 
     def _folder(self, run: tuple[Any, ...]) -> Path:
         seed, branch, phase = run
-        return self.workdir / "tensorboard" / f"seed{seed}-{branch}-{phase}"
+        name = branch if branch == phase else f"{branch}-{phase}"
+        return self.workdir / "tensorboard" / f"seed{seed}-{name}"
 
     def _add_scalars(self, record: Record) -> None:
         from tensorboardX import SummaryWriter

@@ -47,8 +47,12 @@ class Progress:
         if not epoch_done and (not self._in_place or soon):
             return
         self._last_time = now
-        parts = [f"seed {seed}", branch, phase, f"epoch {epoch:>{len(str(epochs))}}/{epochs}"]
-        parts += [f"{name} {value:.4g}" for name, value in (numbers or {}).items()]
+        names = [branch] if branch == phase else [branch, phase]
+        parts = [f"seed {seed}", *names, f"epoch {epoch:>{len(str(epochs))}}/{epochs}"]
+        parts += [
+            f"{name} {value:{'.2e' if 0 < abs(value) < 1e-3 else '.4f'}}"
+            for name, value in (numbers or {}).items()
+        ]
         if images_per_second is not None:
             parts.append(f"{images_per_second:,.0f} images/s")
         if seconds_left is not None:

@@ -180,8 +180,7 @@ def _phases(records: Sequence[Record]) -> str:
         speed = [r["images_per_second"] for r in own if _is_number(r.get("images_per_second"))]
         rows.append(
             [
-                escape(phase),
-                _name(branch),
+                escape(phase) + ("" if branch == phase else f", {_name(branch)}"),
                 str(epochs),
                 _last(last, "train_loss", 3),
                 _last(last, "test_accuracy", 4),
@@ -190,10 +189,10 @@ def _phases(records: Sequence[Record]) -> str:
         )
     if not rows:
         return ""
-    heads = ["phase", "branch", "epochs", "train loss", "test accuracy", "images/s"]
+    heads = ["", "epochs", "train loss", "test accuracy", "images/s"]
     return _section(
         "Phases",
-        _table(heads, rows, text_columns=2),
+        _table(heads, rows),
         "Loss and accuracy of the last epoch are means over seeds, images/s the median of epochs.",
     )
 
@@ -218,11 +217,11 @@ def _section(title: str, content: str, note: str = "") -> str:
     return f"<section><h2>{escape(title)}</h2>{content}{after}</section>"
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, text_columns: int = 1) -> str:
-    """Cells are HTML already; the first `text_columns` are words, the others numbers."""
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Cells are HTML already; the first column holds words, the others numbers."""
 
     def line(cells: Sequence[str], tag: str) -> str:
-        kinds = ["word" if i < text_columns else "number" for i in range(len(cells))]
+        kinds = ["word", *["number"] * (len(cells) - 1)]
         inner = (f'<{tag} class="{k}">{c}</{tag}>' for c, k in zip(cells, kinds, strict=True))
         return f"<tr>{''.join(inner)}</tr>"
 

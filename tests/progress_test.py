@@ -34,7 +34,7 @@ def test_plain_lines_one_an_epoch():
             seconds_left=200.0,
             numbers={"accuracy": 0.87361, "loss": 1.5},
         )
-    tail = "accuracy 0.8736  loss 1.5  1,234 images/s  3 min 20 s left"
+    tail = "accuracy 0.8736  loss 1.5000  1,234 images/s  3 min 20 s left"
     assert out.getvalue() == (
         f"seed 0  printed  augment  epoch  1/50  {tail}\n"
         f"seed 0  printed  augment  epoch  2/50  {tail}\n"
@@ -68,6 +68,13 @@ def test_a_message_does_not_spoil_the_line():
         "seed 0  printed  augment  epoch  4/50",
         "",
     ]
+
+
+def test_a_phase_named_like_its_branch_is_named_once():
+    out = io.StringIO()
+    run = RUN | {"branch": "pretrain", "phase": "pretrain"}
+    Progress(out).update(**run, epoch=7, epoch_done=True, numbers={"loss": 1.23e-5})
+    assert out.getvalue() == "seed 0  pretrain  epoch  7/50  loss 1.23e-05\n"
 
 
 def test_updates_are_not_faster_than_the_eye():

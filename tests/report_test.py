@@ -92,7 +92,7 @@ def test_says_what_the_result_holds(write):
         "jax 0.10.2",
         "Figure 2",
         "See this.",
-        "finetune baseline 2 – 0.5625 –",
+        "finetune, baseline 2 – 0.5625 –",
     ):
         assert word in text
 
