@@ -41,7 +41,7 @@ class Epochs:
 class Classifier:
     architecture: str = _field(
         "ResNet18",
-        "the classifier; ResNetSmall has 0.2 M weights",
+        "the classifier; ResNetSmall has 0.15 M weights",
         choices=("ResNet18", "ResNet34", "ResNet50", "ResNetSmall"),
     )
     learning_rate: float = _field(0.1, "Adam's, in phase 1", above=0)
@@ -95,8 +95,9 @@ PRESETS = {
     "paper": Config(),
     "cifar10_small": Config(
         data=Data(train_examples=5000),
-        epochs=Epochs(pretrain=20, augment=10, finetune=20),
+        epochs=Epochs(pretrain=15, augment=10, finetune=15),
         classifier=Classifier(architecture="ResNetSmall"),
+        batch_size=100,
     ),
     "quick": Config(
         data=Data(name="digits"),

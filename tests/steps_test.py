@@ -1,0 +1,161 @@
+"""One step a phase: who changes, who does not, and in which direction."""
+
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from maxent_aug import losses, models, steps
+
+IMAGE_SHAPE = (8, 8, 1)
+OPTIONS = {"form": "intended", "target": 0.3, "saturating": True}
+
+
+@pytest.fixture(scope="module")
+def state():
+    keys = jax.random.split(jax.random.key(0), 3)
+    classifier = models.ResNet(3, stage_sizes=(1, 1), width=4)
+    create = partial(steps.create_model_state, image_shape=IMAGE_SHAPE)
+    return steps.State(
+        classifier=create(classifier, keys[0], tx=optax.adam(0.01)),
+        augmenter=create(models.Augmenter(), keys[1], tx=optax.adam(1e-3)),
+        discriminator=create(models.Discriminator(width=4), keys[2], tx=optax.sgd(0.1)),
+    )
+
+
+@pytest.fixture(scope="module")
+def batch():
+    labels = jnp.arange(24) % 3
+    noise = jax.random.normal(jax.random.key(1), (24, *IMAGE_SHAPE))
+    # A bright row whose place gives the class away.
+    return noise * 0.3 + 2 * jax.nn.one_hot(2 * labels + 1, 8)[:, :, None, None], labels
+
+
+classifier_step = jax.jit(steps.classifier_step)
+augment_step = jax.jit(partial(steps.augment_step, loss_weight=2.0, **OPTIONS))
+
+
+def test_phases_1_and_3_change_the_classifier_alone(state, batch):
+    for before in (state, state.replace(augmenter=None, discriminator=None)):
+        after, metrics = classifier_step(before, *batch)
+        chex.assert_trees_all_equal(after.augmenter, before.augmenter)
+        chex.assert_trees_all_equal(after.discriminator, before.discriminator)
+        assert changed(after.classifier.params, before.classifier.params)
+        assert changed(after.classifier.batch_stats, before.classifier.batch_stats)
+        chex.assert_tree_all_finite(metrics)
+
+
+def test_phase_2_changes_augmenter_and_discriminator_alone(state, batch):
+    after, metrics = augment_step(state, *batch)
+    chex.assert_trees_all_equal(after.classifier, state.classifier)  # batch statistics included
+    assert changed(after.augmenter.params, state.augmenter.params)
+    assert changed(after.discriminator.params, state.discriminator.params)
+    chex.assert_tree_all_finite(metrics)
+
+
+def changed(after, before):
+    return any(
+        jax.tree.leaves(jax.tree.map(lambda a, b: bool(np.any(np.not_equal(a, b))), after, before))
+    )
+
+
+def test_jit_equals_eager(state, batch):
+    eager, eager_metrics = steps.augment_step(state, *batch, loss_weight=2.0, **OPTIONS)
+    jitted, jitted_metrics = augment_step(state, *batch)
+    chex.assert_trees_all_close(eager_metrics, jitted_metrics, rtol=1e-4, atol=1e-5)
+    discriminators = eager.discriminator.params, jitted.discriminator.params
+    chex.assert_trees_all_close(*discriminators, rtol=1e-3, atol=1e-5)
+
+
+def test_the_classifier_learns(state, batch):
+    first = None
+    for _ in range(30):
+        state, metrics = classifier_step(state, *batch)
+        first = first or float(metrics["loss"])
+    assert float(metrics["loss"]) < 0.3 * first
+    values = jax.jit(steps.eval_step)(state, *batch)
+    assert float(values["accuracy"].mean()) > 0.9
+
+
+@pytest.fixture(scope="module")
+def fitted(state, batch):
+    for _ in range(30):
+        state, _ = classifier_step(state.replace(augmenter=None), *batch)
+    return state
+
+
+@pytest.mark.parametrize(("form", "rises"), [("printed", False), ("intended", True), ("gap", True)])
+def test_the_sign_decides_whether_the_augmenter_makes_images_harder(
+    state, fitted, batch, form, rises
+):
+    """The finding about the paper's formula, in small: its printed sign lowers the entropy."""
+    start = state.replace(classifier=fitted.classifier)
+    options = OPTIONS | {"form": form}
+    step = jax.jit(partial(steps.augment_step, loss_weight=2.0, **options))
+    after = start
+    for _ in range(40):
+        after, metrics = step(after, *batch)
+    before = losses.entropy(start.classifier(batch[0])).mean()
+    assert (metrics["entropy"] > before + 0.05) == rises
+
+
+def test_phase_3_trains_on_the_augmented_images(state, batch):
+    images, labels = batch
+    shifted = jnp.eye(2, 3).at[0, 2].set(0.5)
+    params = jax.tree.map(jnp.copy, state.augmenter.params)
+    params["Localization_0"]["Dense_1"]["bias"] = shifted.ravel()
+    moved = state.replace(augmenter=state.augmenter.replace(params=params))
+    augmented, theta = moved.augmenter(images)
+    np.testing.assert_allclose(theta, np.broadcast_to(shifted, theta.shape), atol=1e-6)
+    on_augmented, _ = classifier_step(moved, images, labels)
+    by_hand, _ = classifier_step(moved.replace(augmenter=None), augmented, labels)
+    chex.assert_trees_all_close(
+        on_augmented.classifier.batch_stats, by_hand.classifier.batch_stats, rtol=1e-4, atol=1e-5
+    )
+
+
+def test_evaluation_agrees_with_the_step_before_any_update(state, batch):
+    images, labels = batch
+    values = jax.jit(partial(steps.augment_eval_step, **OPTIONS))(state, images, labels)
+    chex.assert_tree_shape_prefix(values, (24,))
+    _, metrics = augment_step(state, images, labels)
+    for name in ("generator_loss", "max_entropy_loss"):
+        np.testing.assert_allclose(values[name].mean(), metrics[name], rtol=1e-4)
+    np.testing.assert_allclose(values["logits_before"], values["logits_after"], atol=1e-4)
+    plain = jax.jit(steps.eval_step)(state, images, labels)
+    np.testing.assert_allclose(plain["loss"], values["loss"], rtol=1e-4)
+
+
+def test_the_discriminator_learns_to_tell_a_shift(state, batch):
+    images, labels = batch
+    params = jax.tree.map(jnp.copy, state.augmenter.params)
+    params["Localization_0"]["Dense_1"]["bias"] = jnp.eye(2, 3).at[:, 2].set(0.8).ravel()
+    frozen = state.augmenter.replace(params=params, tx=optax.set_to_zero(), opt_state=())
+    frozen = frozen.replace(opt_state=frozen.tx.init(params))
+    after = state.replace(augmenter=frozen)
+    for _ in range(60):
+        after, metrics = augment_step(after, images, labels)
+    assert float(metrics["discriminator_loss"]) < 0.5 * 2 * np.log(2)
+
+
+def test_normalize_round_trip():
+    images = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
+    mean, sd = np.float32([0.4]), np.float32([0.25])
+    normal = steps.normalize(images, mean, sd)
+    assert normal.dtype == jnp.float32
+    np.testing.assert_array_equal(steps.denormalize(normal, mean, sd), images)
+    np.testing.assert_allclose(normal[0, 0, 0, 0], -1.6, rtol=1e-6)
+    np.testing.assert_array_equal(steps.denormalize(jnp.full((1, 1, 1, 1), 99.0), mean, sd), 255)
+
+
+def test_the_state_keeps_its_types(state, batch):
+    """A weak type that a step made strong would compile every program twice."""
+    after, _ = augment_step(state, *batch)
+    after, _ = classifier_step(after, *batch)
+    chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
+    weak = jax.tree.map(lambda x: jnp.asarray(x).weak_type, state)
+    assert not any(jax.tree.leaves(weak))
