@@ -1,0 +1,42 @@
+"""The README's code runs as it stands, on a user's own data and classifier."""
+
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from sklearn.datasets import load_digits
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+
+
+def test_ten_lines_learn_an_augmenter(capsys):
+    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    assert len(blocks) == 1
+    lines = [line for line in blocks[0].splitlines() if line.strip()]
+    assert len(lines) <= 12
+
+    digits = load_digits()
+    images = jnp.asarray((digits.images[:1408, :, :, None] - 4.9) / 6.0, jnp.float32)
+    labels = digits.target[:1408]
+    # Somebody's own classifier: least squares on the pixels, sharpened to be sure of itself.
+    pixels = np.asarray(images).reshape(len(images), -1)
+    weights = np.linalg.lstsq(pixels, np.eye(10)[labels], rcond=None)[0].astype(np.float32)
+
+    def classify(batch):
+        return 10 * batch.reshape(len(batch), -1) @ weights
+
+    scope = {"images": images, "classify": classify, "jax": jax}
+    exec(blocks[0], scope)
+    assert scope["harder"].shape == (8, 8, 8, 1)
+    assert scope["theta"].shape == (8, 2, 3)
+    assert np.isfinite(scope["theta"]).all()
+    assert np.abs(scope["theta"] - np.eye(2, 3)).max() > 1e-3
+    assert capsys.readouterr().out.strip()
+
+
+def test_pictures_and_files_that_it_names_exist():
+    for link in re.findall(r"\]\(([^)#]+)\)", README):
+        if not link.startswith("http"):
+            assert (Path(__file__).parent.parent / link).exists(), link
