@@ -5,13 +5,16 @@ image, y down (Jaderberg et al. 2015, https://arxiv.org/abs/1506.02025).
 """
 
 from collections.abc import Sequence
+from numbers import Integral
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
 
 _MODES = ("bilinear", "nearest")
 _PADDING_MODES = ("zeros", "border", "reflection")
+_METHODS = ("auto", "gather", "matmul")
 
 
 def affine_matrix(
@@ -25,7 +28,7 @@ def affine_matrix(
 ) -> jax.Array:
     """theta = [R @ Shear @ diag(sx, sy) @ Flip | translation].
 
-    R = [[cos, -sin], [sin, cos]] of rotation, Shear = [[1, shear], [0, 1]], Flip = diag(-1, 1) or I,
+    R = [[cos, -sin], [sin, cos]], Shear = [[1, shear], [0, 1]], Flip = diag(-1, 1) or identity,
     sx = exp(log_scale + log_aspect / 2), sy = exp(log_scale - log_aspect / 2). These are the parts
     of theta, which maps output to input; what is seen done to the picture is the inverse,
     `decompose_affine(invert_affine(theta))`. y points down: a positive rotation of the picture is
@@ -127,13 +130,8 @@ def affine_grid(theta: ArrayLike, size: Sequence[int], *, align_corners: bool = 
     Raises:
       ValueError: if theta is not [..., 2, 3] or size is not two positive integers.
     """
-    theta = _check_theta(theta)
-    height, width = _check_size(size)
-    x = _pixel_centres(width, align_corners).astype(theta.dtype)
-    y = _pixel_centres(height, align_corners).astype(theta.dtype)[:, None, None]
-    # Products and sums, not a matmul: accelerators round a matmul's inputs to bfloat16.
-    column = theta[..., None, None, :, :]
-    return column[..., 0] * x[:, None] + column[..., 1] * y + column[..., 2]
+    theta, size = _check_theta(theta), _check_size(size)
+    return jnp.stack(_affine_position(theta, size, (1.0, 1.0), align_corners), axis=-1)
 
 
 def grid_sample(
@@ -143,18 +141,22 @@ def grid_sample(
     mode: str = "bilinear",
     padding_mode: str = "zeros",
     align_corners: bool = False,
+    method: str = "auto",
 ) -> jax.Array:
     """The image at the grid's positions; torch.nn.functional.grid_sample, channels last.
 
-    Nothing outside the image is ever read. An infinite position is far outside; a NaN gives NaN,
-    so that a diverged theta is seen.
+    Nothing outside the image is ever read. An infinite position is far outside (with reflection:
+    NaN); a NaN position gives NaN, so that a diverged theta is seen. At a pixel's centre the
+    gradient is the one towards larger x and y, so it is not 0 at the identity.
 
     Args:
       image: [..., H, W, C], any real dtype.
       grid: [..., H', W', 2], normalised (x, y); leading dimensions broadcast with the image's.
-      mode: "bilinear" or "nearest" (ties to even; gradient 0 in the grid).
+      mode: "bilinear" or "nearest" (ties to even; no gradient in the grid).
       padding_mode: what lies outside: "zeros", "border" (the nearest pixel) or "reflection".
       align_corners: whether -1 and 1 are the centres of the outermost pixels or their outer edges.
+      method: "gather", "matmul" (neither gather nor scatter, for TPUs, where these are slow; cost
+        grows with the square of the pixels) or "auto": matmul on TPU, gather elsewhere.
 
     Returns:
       [..., H', W', C] in the image's dtype, float32 for integers; computed in at least float32.
@@ -163,32 +165,12 @@ def grid_sample(
       ValueError: on other shapes or names.
     """
     image, grid = jnp.asarray(image), _at_least_float32(grid)
-    _check_sample(image, grid, mode, padding_mode)
-    height, width, channels = image.shape[-3:]
-    x = _pixel_position(grid[..., 0], width, padding_mode, align_corners)
-    y = _pixel_position(grid[..., 1], height, padding_mode, align_corners)
-    images = image.shape[:-3]
-    flat = _at_least_float32(image.reshape(-1, channels))
-    first = jnp.arange(flat.shape[0] // (height * width), dtype=jnp.int32) * (height * width)
-    first = first.reshape(*images, 1, 1)
-
-    def tap(x, y):  # the pixels at integer positions, 0 outside
-        inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-        column = jnp.clip(x, 0, width - 1).astype(jnp.int32)
-        row = jnp.clip(y, 0, height - 1).astype(jnp.int32)
-        pixels = flat.at[first + row * width + column].get(mode="clip")
-        return jnp.where(inside[..., None], pixels, 0)
-
-    if mode == "nearest":
-        out = tap(jnp.round(x), jnp.round(y))
-        out = jnp.where(jnp.isnan(x + y)[..., None], jnp.nan, out)
-    else:
-        left, top = jnp.floor(x), jnp.floor(y)
-        right_weight, bottom_weight = (x - left)[..., None], (y - top)[..., None]
-        upper = tap(left, top) * (1 - right_weight) + tap(left + 1, top) * right_weight
-        lower = tap(left, top + 1) * (1 - right_weight) + tap(left + 1, top + 1) * right_weight
-        out = upper * (1 - bottom_weight) + lower * bottom_weight
-    return out.astype(_output_dtype(image))
+    if grid.ndim < 3 or grid.shape[-1] != 2:
+        raise ValueError(f"grid must be [..., H, W, 2], got shape {grid.shape}")
+    _check_image(image, "grid", grid.shape, grid.shape[:-3])
+    half = _half_extents(image.shape[-3:-1], align_corners)
+    x, y = grid[..., 0] * half[1], grid[..., 1] * half[0]
+    return _sample(image, x, y, mode, padding_mode, align_corners, method)
 
 
 def warp_affine(
@@ -198,15 +180,17 @@ def warp_affine(
     size: Sequence[int] | None = None,
     padding_mode: str = "zeros",
     align_corners: bool = False,
+    method: str = "auto",
 ) -> jax.Array:
     """The image under the affine map theta: grid_sample(image, affine_grid(theta, size)).
+
+    Exact at the identity, and faster than the two calls.
 
     Args:
       image: [..., H, W, C], any real dtype.
       theta: [..., 2, 3]; leading dimensions broadcast with the image's.
       size: (height, width) of the result, by default the image's.
-      padding_mode: "zeros", "border" or "reflection".
-      align_corners: see `affine_grid`.
+      padding_mode, align_corners, method: see `grid_sample`.
 
     Returns:
       [..., *size, C] in the image's dtype, float32 for integers.
@@ -214,43 +198,203 @@ def warp_affine(
     Raises:
       ValueError: on other shapes or names.
     """
-    image = jnp.asarray(image)
-    if image.ndim < 3:
-        raise ValueError(f"image must be [..., H, W, C], got shape {image.shape}")
-    grid = affine_grid(
-        theta, image.shape[-3:-1] if size is None else size, align_corners=align_corners
-    )
-    return grid_sample(image, grid, padding_mode=padding_mode, align_corners=align_corners)
+    image, theta = jnp.asarray(image), _check_theta(theta)
+    _check_image(image, "theta", theta.shape, theta.shape[:-2])
+    size = image.shape[-3:-1] if size is None else _check_size(size)
+    half = _half_extents(image.shape[-3:-1], align_corners)
+    x, y = _affine_position(theta, size, half, align_corners)
+    return _sample(image, x, y, "bilinear", padding_mode, align_corners, method)
 
 
-def _pixel_centres(size: int, align_corners: bool) -> jax.Array:
-    """Normalised positions [size] of the pixels' centres, float32."""
-    if align_corners:
-        return jnp.linspace(-1.0, 1.0, size) if size > 1 else jnp.zeros(1)
-    return (2 * jnp.arange(size, dtype=jnp.float32) + 1) / size - 1
+def _half_extents(size: Sequence[int], align_corners: bool) -> tuple[float, float]:
+    """Pixels from an image's centre to the normalised coordinate 1, (height, width)."""
+    return tuple((n - 1) / 2 if align_corners else n / 2 for n in size)
 
 
-def _pixel_position(
-    normalised: jax.Array, size: int, padding_mode: str, align_corners: bool
+def _affine_position(
+    theta: jax.Array, size: Sequence[int], half: tuple[float, float], align_corners: bool
+) -> tuple[jax.Array, jax.Array]:
+    """x and y, each [..., *size], in units of 1 / half from the input's centre.
+
+    Sums of products, not a matmul: accelerators round a matmul's inputs to bfloat16.
+    """
+    # Whole pixels from the centre times a ratio: exact at the identity.
+    y, x = (jnp.arange(n, dtype=theta.dtype) - (n - 1) / 2 for n in size)
+    unit_y, unit_x = (h or 1.0 for h in _half_extents(size, align_corners))
+
+    def axis(row: jax.Array, half: float) -> jax.Array:
+        along_x = row[..., :1] * (half / unit_x) * x + row[..., 2:] * half
+        along_y = row[..., 1:2] * (half / unit_y) * y
+        return along_x[..., None, :] + along_y[..., :, None]
+
+    return axis(theta[..., 0, :], half[1]), axis(theta[..., 1, :], half[0])
+
+
+def _sample(
+    image: jax.Array,
+    x: jax.Array,
+    y: jax.Array,
+    mode: str,
+    padding_mode: str,
+    align_corners: bool,
+    method: str,
 ) -> jax.Array:
-    """Where on an axis of `size` pixels to read: in [0, size - 1], or [-1, size] with zeros."""
+    """The image at x, y [..., H', W'], in pixels from the image's centre."""
+    for name, value, allowed in (
+        ("mode", mode, _MODES),
+        ("padding_mode", padding_mode, _PADDING_MODES),
+        ("method", method, _METHODS),
+    ):
+        if value not in allowed:
+            raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
+    if method == "auto":
+        method = "matmul" if jax.default_backend() == "tpu" else "gather"
+    height, width = image.shape[-3:-1]
+    x = _padded_position(x + (width - 1) / 2, width, padding_mode, align_corners)
+    y = _padded_position(y + (height - 1) / 2, height, padding_mode, align_corners)
+    pixels = _at_least_float32(image)
+    if method == "matmul":
+        out = _sample_matmul(pixels, x, y, mode)
+    elif mode == "nearest":
+        out = _gather(pixels, x, y, mode)
+    else:
+        out = _bilinear(pixels, jax.lax.complex(x, y))
+    return out.astype(image.dtype if jnp.issubdtype(image.dtype, jnp.floating) else jnp.float32)
+
+
+def _padded_position(
+    position: jax.Array, size: int, padding_mode: str, align_corners: bool
+) -> jax.Array:
+    """Where to read instead on an axis of `size` pixels: for zeros anywhere, else on the image."""
+    if padding_mode == "zeros":
+        return position
     low, span = (0.0, size - 1.0) if align_corners else (-0.5, float(size))
-    position = (normalised + 1) * (span / 2) + low
-    if padding_mode == "zeros":  # from one pixel outside on, all is zero
-        return jnp.clip(position, -1, size)
     if padding_mode == "reflection" and span > 0:
         period = jnp.abs(position - low) % (2 * span)
         position = jnp.minimum(period, 2 * span - period) + low
-    return jnp.clip(position, 0, size - 1)
+    position = jnp.where(position <= 0, 0, position)  # not clip: it has half a gradient at the ends
+    return jnp.where(position >= size - 1, size - 1, position)
+
+
+def _taps(
+    position: jax.Array, size: int, mode: str
+) -> list[tuple[jax.Array, jax.Array, jax.Array]]:
+    """(index, weight, d weight / d position) of the pixels read on an axis; 0 outside."""
+    if mode == "nearest":
+        ones = jnp.where(jnp.isnan(position), jnp.nan, jnp.ones_like(position))
+        taps = [(jnp.round(position), ones, 0.0)]
+    else:
+        # floor and floor + 1: with ceil both coincide at the identity, whose gradient is then 0.
+        first = jnp.floor(position)
+        taps = [(first, 1 - (position - first), -1.0), (first + 1, position - first, 1.0)]
+    inside = [~((index < 0) | (index > size - 1)) for index, _, _ in taps]  # true for NaN
+    return [
+        (
+            jnp.clip(index, 0, size - 1).astype(jnp.int32),
+            jnp.where(ok, weight, 0),
+            jnp.where(ok, jnp.full_like(position, slope), 0),
+        )
+        for ok, (index, weight, slope) in zip(inside, taps, strict=True)
+    ]
+
+
+def _gather(
+    image: jax.Array, x: jax.Array, y: jax.Array, mode: str, *, slopes: bool = False
+) -> jax.Array:
+    """Sum of the taps' pixels times weights, or times d/dx + i d/dy of the weights."""
+    height, width, channels = image.shape[-3:]
+    pixels = image.reshape(-1, channels)
+    batch = jnp.arange(len(pixels) // (height * width), dtype=jnp.int32)
+    batch = batch.reshape(*image.shape[:-3], 1, 1)
+    out = 0
+    for row, weight_y, slope_y in _taps(y, height, mode):
+        for column, weight_x, slope_x in _taps(x, width, mode):
+            weight = weight_y * weight_x
+            if slopes:
+                weight = jax.lax.complex(weight_y * slope_x, slope_y * weight_x)
+            index = (batch * height + row) * width + column  # one: XLA fuses no index tuples
+            pixel = pixels.at[index].get(mode="clip", wrap_negative_indices=False)
+            out += weight[..., None] * pixel
+    return out
+
+
+@jax.custom_jvp
+def _bilinear(image: jax.Array, position: jax.Array) -> jax.Array:
+    """The image at position x + iy.
+
+    Autodiff of a gather is slow. In the position it would add up one scatter a tap though the
+    derivative is only a sum of the same taps; x and y are one complex number so that both
+    derivatives come out of one pass over the image.
+    """
+    return _gather(image, position.real, position.imag, "bilinear")
+
+
+def _bilinear_jvp(primals, tangents):
+    (image, position), (d_image, d_position) = primals, tangents
+    out = _bilinear(image, position)
+    d_out = jnp.zeros_like(out)
+    if not isinstance(d_image, SymbolicZero):
+        d_out += _sample_windows(d_image, position)
+    if not isinstance(d_position, SymbolicZero):
+        # Else XLA stores the taps for both passes, or reads them anew for each of the six sums.
+        image = jax.lax.optimization_barrier(image)
+        d_position = jax.lax.optimization_barrier(d_position)
+        slope = _gather(image, position.real, position.imag, "bilinear", slopes=True)
+        d_out += (slope.conj() * d_position[..., None]).real
+    return out, d_out
+
+
+_bilinear.defjvp(_bilinear_jvp, symbolic_zeros=True)
+
+
+def _sample_windows(image: jax.Array, position: jax.Array) -> jax.Array:
+    """_bilinear by windows of 2 x 2 pixels: slower, but its transpose is a single scatter."""
+    height, width, channels = image.shape[-3:]
+    frame = [(0, 0)] * (image.ndim - 3) + [(1, 1), (1, 1), (0, 0)]
+    rows = jnp.pad(image, frame).reshape(-1, (width + 2) * channels)
+    batch = jnp.arange(len(rows) // (height + 2), dtype=jnp.int32)
+    batch = batch.reshape(*image.shape[:-3], 1, 1)
+
+    def axis(position: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
+        position = jnp.clip(position, -1, size)
+        first = jnp.minimum(jnp.floor(position), size - 1)
+        fraction = (position - first)[..., None]
+        return (first + 1).astype(jnp.int32), jnp.where(jnp.arange(2) == 0, 1 - fraction, fraction)
+
+    (row, weight_y), (column, weight_x) = axis(position.imag, height), axis(position.real, width)
+    row, column = jnp.broadcast_arrays(batch * (height + 2) + row, column * channels)
+    window = jax.vmap(lambda r, c: jax.lax.dynamic_slice(rows, (r, c), (2, 2 * channels)))
+    pixels = window(row.ravel(), column.ravel()).reshape(*row.shape, 2, 2, channels)
+    return (pixels * (weight_y[..., :, None] * weight_x[..., None, :])[..., None]).sum((-3, -2))
+
+
+def _sample_matmul(image: jax.Array, x: jax.Array, y: jax.Array, mode: str) -> jax.Array:
+    """out[p, c] = sum_h weight_y[p, h] sum_w weight_x[p, w] image[h, w, c].
+
+    One output row at a time, recomputed in the backward pass: sum_w is [..., W', H, C] for a row.
+    """
+    height, width = image.shape[-3:-1]
+
+    def weights(position: jax.Array, size: int) -> jax.Array:
+        return sum(
+            jnp.where(index[..., None] == jnp.arange(size), weight[..., None], 0)
+            for index, weight, _ in _taps(position, size, mode)
+        )
+
+    @jax.checkpoint
+    def row(xy: tuple[jax.Array, jax.Array]) -> jax.Array:
+        columns = jnp.einsum(
+            "...pw,...hwc->...phc", weights(xy[0], width), image, precision="highest"
+        )
+        return (weights(xy[1], height)[..., None] * columns).sum(-2)
+
+    rows = jax.lax.map(row, (jnp.moveaxis(x, -2, 0), jnp.moveaxis(y, -2, 0)))
+    return jnp.moveaxis(rows, 0, -3)
 
 
 def _at_least_float32(x: ArrayLike) -> jax.Array:
     x = jnp.asarray(x)
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
-def _output_dtype(image: jax.Array) -> jnp.dtype:
-    return image.dtype if jnp.issubdtype(image.dtype, jnp.floating) else jnp.dtype(jnp.float32)
 
 
 def _check_theta(theta: ArrayLike) -> jax.Array:
@@ -262,24 +406,17 @@ def _check_theta(theta: ArrayLike) -> jax.Array:
 
 def _check_size(size: Sequence[int]) -> tuple[int, int]:
     size = tuple(size)
-    if len(size) != 2 or any(int(n) != n or n < 1 for n in size):
+    if len(size) != 2 or not all(isinstance(n, Integral) and n > 0 for n in size):
         raise ValueError(f"size must be (height, width), two positive integers, got {size}")
     return int(size[0]), int(size[1])
 
 
-def _check_sample(image: jax.Array, grid: jax.Array, mode: str, padding_mode: str) -> None:
+def _check_image(image: jax.Array, name: str, shape: tuple[int, ...], lead: tuple[int, ...]):
     if image.ndim < 3 or 0 in image.shape[-3:]:
-        raise ValueError(f"image must be [..., H, W, C], got shape {image.shape}")
-    if grid.ndim < 3 or grid.shape[-1] != 2:
-        raise ValueError(f"grid must be [..., H, W, 2], got shape {grid.shape}")
+        raise ValueError(f"image must be [..., H, W, C] with none of these 0, got {image.shape}")
     try:
-        jnp.broadcast_shapes(image.shape[:-3], grid.shape[:-3])
+        jnp.broadcast_shapes(image.shape[:-3], lead)
     except ValueError:
         raise ValueError(
-            "leading dimensions must broadcast, got "
-            f"image {image.shape} and grid (or theta's grid) {grid.shape}"
+            f"leading dimensions must broadcast, got image {image.shape} and {name} {shape}"
         ) from None
-    if mode not in _MODES:
-        raise ValueError(f"mode must be one of {_MODES}, got {mode!r}")
-    if padding_mode not in _PADDING_MODES:
-        raise ValueError(f"padding_mode must be one of {_PADDING_MODES}, got {padding_mode!r}")
