@@ -154,9 +154,15 @@ def augment_step(
     """Phase 2: `adversarial_step` against the state's classifier, which stays as it is."""
     del labels
     augmenter, discriminator, metrics = adversarial_step(
-        state.augmenter, state.discriminator, images, state.classifier, **options
+        *_players(state), images, state.classifier, **options
     )
     return state.replace(augmenter=augmenter, discriminator=discriminator), metrics
+
+
+def _players(state: State) -> tuple[ModelState, ModelState]:
+    if state.augmenter is None or state.discriminator is None:
+        raise ValueError("phase 2 needs a state with an augmenter and a discriminator")
+    return state.augmenter, state.discriminator
 
 
 def eval_step(state: State, images: Array, labels: Array) -> Metrics:
@@ -181,9 +187,10 @@ def augment_eval_step(
       `eval_step`'s values [B], logits [B, m] before and after the augmentation, theta [B, 2, 3],
       and [B]: augmented_accuracy, generator_loss, discriminator_loss, max_entropy_loss.
     """
-    augmented, theta = state.augmenter(images)
+    augmenter, discriminator = _players(state)
+    augmented, theta = augmenter(images)
     logits, logits_after = state.classifier(images), state.classifier(augmented)
-    fake = state.discriminator(augmented)
+    fake = discriminator(augmented)
     return {
         **_classifier_metrics(logits, labels),
         "theta": theta,
@@ -191,6 +198,6 @@ def augment_eval_step(
         "logits_after": logits_after,
         "augmented_accuracy": (logits_after.argmax(-1) == labels).astype(jnp.float32),
         "generator_loss": losses.generator_loss(fake, saturating=saturating),
-        "discriminator_loss": losses.discriminator_loss(state.discriminator(images), fake),
+        "discriminator_loss": losses.discriminator_loss(discriminator(images), fake),
         "max_entropy_loss": losses.max_entropy_loss(logits_after, form=form, target=target),
     }

@@ -3,7 +3,6 @@
 import re
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from sklearn.datasets import load_digits
@@ -27,7 +26,7 @@ def test_ten_lines_learn_an_augmenter(capsys):
     def classify(batch):
         return 10 * batch.reshape(len(batch), -1) @ weights
 
-    scope = {"images": images, "classify": classify, "jax": jax}
+    scope = {"images": images, "classify": classify}
     exec(blocks[0], scope)
     assert scope["harder"].shape == (8, 8, 8, 1)
     assert scope["theta"].shape == (8, 2, 3)
