@@ -78,12 +78,12 @@ def decompose_affine(theta: ArrayLike) -> dict[str, jax.Array]:
     """
     theta = _check_theta(theta)
     a, b, c, d = theta[..., 0, 0], theta[..., 0, 1], theta[..., 1, 0], theta[..., 1, 1]
-    flip = a * d < b * c
-    a, c = jnp.where(flip, -a, a), jnp.where(flip, -c, c)
     # The direction of a column of length 0 is free: x.
     short = a * a + c * c < 1e-12
     a, c = jnp.where(short, 1e-6, a), jnp.where(short, 0.0, c)
     sx = jnp.sqrt(a * a + c * c)
+    flip = a * d < b * c
+    a, c = jnp.where(flip, -a, a), jnp.where(flip, -c, c)
     cos, sin = a / sx, c / sx
     sy = jnp.maximum(cos * d - sin * b, 1e-6)
     rotation = jnp.arctan2(c, a)
