@@ -14,6 +14,10 @@ Record = Mapping[str, Any]
 KEYS = ("seed", "branch", "phase", "epoch")
 
 
+class MetricsError(ValueError):
+    """A metrics.jsonl is damaged; the message names the line."""
+
+
 class MetricsWriter:
     """Appends records to `workdir/metrics.jsonl` and their numbers to `workdir/tensorboard`.
 
@@ -99,16 +103,22 @@ def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """The records of a metrics.jsonl, in order; a last line cut off by a kill is ignored.
 
     Raises:
-      ValueError: if an earlier line is broken, with its number.
+      MetricsError: if an earlier line is broken, with its number.
     """
     lines = Path(path).read_bytes().splitlines()
     records = []
     for number, line in enumerate(lines, start=1):
         try:
-            records.append(json.loads(line))
-        except ValueError as error:
+            record = json.loads(line)
+            if not all(key in record for key in KEYS):
+                raise ValueError
+            records.append(record)
+        except (ValueError, TypeError) as error:
             if number < len(lines):
-                raise ValueError(f"{path}, line {number}: not a JSON object") from error
+                raise MetricsError(
+                    f"{path}, line {number}: not a record of metrics; put the file back, or "
+                    "choose another workdir"
+                ) from error
     return records
 
 
