@@ -5,20 +5,22 @@ values of `--preset`.
 """
 
 import dataclasses
-import math
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
+import numpy as np
 from absl import app, flags, logging
 
 from maxent_aug import data
 from maxent_aug.checkpoint import CheckpointError
 from maxent_aug.config import PRESETS, Config
-from maxent_aug.run_folder import RunFolderError
+from maxent_aug.metrics import MetricsError
+from maxent_aug.run_folder import RunFolderError, check_run_folder
 from maxent_aug.train import Interrupted, NonFiniteLoss
 
 PRESET = flags.DEFINE_enum("preset", "paper", list(PRESETS), "a named configuration")
@@ -36,6 +38,9 @@ COMPILATION_CACHE = flags.DEFINE_bool(
 )
 
 
+FLOAT32_MAX = float(np.finfo(np.float32).max)
+
+
 class UsageError(Exception):
     """Wrong input; the message is one line that names it and what is allowed."""
 
@@ -50,6 +55,11 @@ class Settings:
     workdir: Path
     data_dir: str | None
     seeds: int
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a run's folder is bound to."""
+        return {"experiment": self.experiment, "config": dataclasses.asdict(self.config)}
 
 
 def _fields(config: Any, prefix: str = "config.") -> Iterator[tuple[str, dataclasses.Field, Any]]:
@@ -107,14 +117,15 @@ def _check(name: str, field: dataclasses.Field, value: Any) -> None:
         fits = bool(value)
     else:
         fits = (
-            math.isfinite(value)
+            abs(value) <= FLOAT32_MAX  # false for NaN
             and (limits["low"] is None or value >= limits["low"])
             and (limits["above"] is None or value > limits["above"])
             and (limits["high"] is None or value <= limits["high"])
         )
     if not fits:
         shown = ",".join(value) if isinstance(value, tuple) else value
-        raise UsageError(f"--{name}={shown} is not allowed{_allowed(limits) or ': give a name'}")
+        allowed = _allowed(limits) or (" (a name)" if value == "" else " (a finite number)")
+        raise UsageError(f"--{name}={shown} is not allowed{allowed}")
 
 
 def _configure(preset: Config) -> Config:
@@ -138,12 +149,15 @@ def _configure(preset: Config) -> Config:
 
 
 def _parse(argv: list[str]) -> list[str]:
+    """absl's parser, except that --help succeeds and that an error takes one line."""
     try:
         rest = flags.FLAGS(argv)
-        if len(rest) > 1:
-            raise UsageError(f"argument {rest[1]!r} is not a flag; flags are --name=value")
-    except (flags.Error, UsageError) as error:
+    except SystemExit:
+        sys.exit(0)
+    except flags.Error as error:
         _fail(error, 2)
+    if len(rest) > 1:
+        _fail(UsageError(f"argument {rest[1]!r} is not a flag; flags are --name=value"), 2)
     return rest
 
 
@@ -158,6 +172,11 @@ def load_data(config: Config, data_dir: str | None) -> tuple[data.Dataset, data.
     Raises:
       UsageError: if they cannot be read, or do not go with the configuration or the devices.
     """
+    devices = jax.device_count()
+    if config.batch_size % devices:
+        raise UsageError(
+            f"--config.batch_size={config.batch_size} is not a multiple of the {devices} devices"
+        )
     try:
         train_set, test_set = (data.load(config.data.name, s, data_dir) for s in ("train", "test"))
     except (ValueError, OSError) as error:
@@ -169,14 +188,10 @@ def load_data(config: Config, data_dir: str | None) -> tuple[data.Dataset, data.
             f"--config.data.train_examples={examples} is not allowed (0, or from the number of "
             f"classes, {classes}, to the number of training images, {available})"
         )
-    used, devices = examples or available, jax.device_count()
+    used = examples or available
     if config.batch_size > used:
         raise UsageError(
             f"--config.batch_size={config.batch_size} is more than the {used} training images"
-        )
-    if config.batch_size % devices:
-        raise UsageError(
-            f"--config.batch_size={config.batch_size} is not a multiple of the {devices} devices"
         )
     if classes < 2:
         raise UsageError(f"--config.data.name={config.data.name} has {classes} class, 2 are needed")
@@ -199,19 +214,25 @@ def run(experiment: str, main: Callable[[Settings], None]) -> NoReturn:
         logging.set_verbosity(logging.WARNING)
         logging.get_absl_handler().setFormatter(None)  # the message alone
         preset = PRESET.value
-        workdir = Path(WORKDIR.value or f"runs/{experiment}-{preset}")
-        if COMPILATION_CACHE.value:
-            cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-            jax.config.update("jax_compilation_cache_dir", str(cache / "maxent_aug" / "jax"))
+        workdir = Path(WORKDIR.value or f"runs/{experiment}-{preset}").expanduser()
+        again = f"run the same command to resume, in {workdir}"
         try:
             config = _configure(PRESETS[preset])
-            main(Settings(experiment, preset, config, workdir, DATA_DIR.value, SEEDS.value))
-        except (UsageError, RunFolderError, CheckpointError) as error:
+            settings = Settings(experiment, preset, config, workdir, DATA_DIR.value, SEEDS.value)
+            check_run_folder(workdir, settings.identity)
+            if COMPILATION_CACHE.value:
+                cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+                jax.config.update("jax_compilation_cache_dir", str(cache / "maxent_aug" / "jax"))
+            main(settings)
+        except (UsageError, RunFolderError, MetricsError, CheckpointError) as error:
             _fail(error, 2)
-        except NonFiniteLoss as error:
+        except (NonFiniteLoss, OSError) as error:
             _fail(error, 1)
         except Interrupted as error:
-            print(f"{error}; the same command resumes it", file=sys.stderr)
+            print(f"{error}; {again}", file=sys.stderr)
             sys.exit(128 + error.signal_number)
+        except KeyboardInterrupt:  # before training, or a second one
+            print(f"stopped at once; {again}", file=sys.stderr)
+            sys.exit(128 + signal.SIGINT)
 
     app.run(call, flags_parser=_parse)

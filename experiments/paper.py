@@ -8,7 +8,6 @@ of the max-entropy loss. Run it again in the same folder to resume.
   python -m experiments.paper                           the paper's protocol, for an accelerator
 """
 
-import dataclasses
 import datetime
 import shlex
 import sys
@@ -41,9 +40,8 @@ def main(settings: cli.Settings) -> None:
     train_set, test_set = cli.load_data(config, settings.data_dir)
     mesh = train.make_mesh()
     phases = train.schedule(config, train_set.images.shape[1:], len(train_set.class_names))
-    identity = {"experiment": settings.experiment, "config": dataclasses.asdict(config)}
     with (
-        run_folder.open_run_folder(settings.workdir, identity),
+        run_folder.open_run_folder(settings.workdir, settings.identity),
         metrics.MetricsWriter(settings.workdir) as writer,
         train.stop_on_signals() as stop,
     ):
@@ -64,7 +62,7 @@ def main(settings: cli.Settings) -> None:
                 if seed == 0 and phase.kind == "augment":
                     shown[phase.branch] = _transforms(run, phase, final[phase])
         records = [r for r in metrics.read(writer.path) if r["seed"] < settings.seeds]
-        result = _result(settings, identity["config"], records)
+        result = _result(settings, settings.identity["config"], records)
         pictures = _figures(settings.workdir, test_set.images[:PICTURES], records, shown)
         report.write_report(
             settings.workdir / "report.html",
@@ -129,7 +127,7 @@ def _result(settings: cli.Settings, config: dict[str, Any], records: list[Any]) 
 def _last(records: list[Any], branch: str, kind: str) -> list[Any]:
     """The record of the last epoch of a phase, for each seed."""
     newest = {r["seed"]: r for r in records if (r["branch"], r["phase"]) == (branch, kind)}
-    return list(newest.values())
+    return [newest[seed] for seed in sorted(newest)]
 
 
 def _statistics(values: list[float]) -> dict[str, Any]:

@@ -29,49 +29,71 @@ def open_run_folder(workdir: Path, identity: Mapping[str, Any]) -> Iterator[None
       identity: nested values that JSON can hold, fixed for the folder's life in config.json.
 
     Raises:
-      RunFolderError: if it is no folder, cannot be written, is in use by another process, or
-        holds a run of another identity; the first field that differs is named.
+      RunFolderError: as `check_run_folder`, and if the folder cannot be written or is in use by
+        another process.
     """
+    check_run_folder(workdir, identity)
     try:
-        _check_identity(workdir, identity)
         workdir.mkdir(parents=True, exist_ok=True)
-        with (workdir / ".lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise RunFolderError(
-                    f"workdir {workdir} is in use by another process; wait for it or choose another"
-                ) from None
-            if not (workdir / "config.json").exists():
-                write_json(workdir / "config.json", identity)
-            yield
-    except (FileExistsError, NotADirectoryError):
-        raise RunFolderError(f"workdir {workdir} is not a folder; choose another") from None
-    except PermissionError as error:
-        raise RunFolderError(
-            f"workdir {workdir} cannot be written ({error.filename}); choose another"
-        ) from None
-
-
-def _check_identity(workdir: Path, identity: Mapping[str, Any]) -> None:
-    path = workdir / "config.json"
-    if not path.exists():
-        if workdir.is_dir() and any(p.name != ".lock" for p in workdir.iterdir()):
+        lock = (workdir / ".lock").open("a")
+    except OSError as error:
+        raise _unusable(workdir, error) from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
             raise RunFolderError(
-                f"workdir {workdir} holds other files and no config.json; choose a new or empty one"
-            )
-        return
+                f"workdir {workdir} is in use by another process; wait for it or choose another"
+            ) from None
+        check_run_folder(workdir, identity)  # another process may have come and gone
+        if not (workdir / "config.json").exists():
+            try:
+                write_json(workdir / "config.json", identity)
+            except OSError as error:
+                raise _unusable(workdir, error) from None
+        yield
+
+
+def check_run_folder(workdir: Path, identity: Mapping[str, Any]) -> None:
+    """Changes nothing on disk.
+
+    Raises:
+      RunFolderError: if it is no folder, cannot be read, holds other files, or holds a run of
+        another identity; the first field that differs is named.
+    """
+    path = workdir / "config.json"
     try:
-        found = _flat(json.loads(path.read_text(encoding="utf-8")))
-    except ValueError:
-        raise RunFolderError(f"{path} is not JSON; choose another workdir") from None
-    wanted = _flat(json.loads(json.dumps(identity)))
+        if not path.exists():
+            # The rest are left by a process killed before config.json was whole.
+            mine = {".lock", "config.json.tmp"}
+            if workdir.exists() and any(p.name not in mine for p in workdir.iterdir()):
+                raise RunFolderError(
+                    f"workdir {workdir} holds other files and no config.json; choose a new or "
+                    "empty one"
+                )
+            return
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise _unusable(workdir, error) from None
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, Mapping):
+        raise RunFolderError(f"{path} is damaged; put it back, or choose another workdir")
+    found, wanted = _flat(found), _flat(json.loads(json.dumps(identity)))
     for name in [*wanted, *found]:
         if found.get(name) != wanted.get(name):
             raise RunFolderError(
                 f"workdir {workdir} holds a run with {name}={found.get(name)}, this one has "
                 f"{wanted.get(name)}; choose another workdir, or the same value to resume"
             )
+
+
+def _unusable(workdir: Path, error: OSError) -> RunFolderError:
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        return RunFolderError(f"workdir {workdir} is not a folder; choose another")
+    return RunFolderError(
+        f"workdir {workdir} cannot be used ({error.filename}: {error.strerror}); choose another"
+    )
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -9,10 +9,10 @@ import math
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,19 +26,22 @@ from jax import Array
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from maxent_aug import checkpoint, diagnostics, models, steps
+from maxent_aug import checkpoint, diagnostics, metrics, models, steps
 from maxent_aug.config import Config
 from maxent_aug.data import Dataset, channel_statistics
 from maxent_aug.metrics import MetricsWriter
 from maxent_aug.progress import Progress
+from maxent_aug.run_folder import RunFolderError
 
 # All that is random in a phase is drawn from fold_in(key(seed), KINDS.index(kind)).
 KINDS = ("pretrain", "augment", "finetune")
 NEVER = np.iinfo(np.int32).max
+# Compiled programs are kept from one seed to the next, but not for ever.
+keep_programs = lru_cache(maxsize=32)
 
 
 class NonFiniteLoss(Exception):
-    """A loss was not finite; the message names the phase, the step and the last good checkpoint."""
+    """A loss or a weight is not finite; names phase, step and the last good checkpoint."""
 
 
 class Interrupted(Exception):
@@ -77,16 +80,22 @@ class Data(struct.PyTreeNode):
     sd: Array
 
 
-def make_mesh() -> Mesh:
-    """All devices along one axis, "data"."""
-    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+def _put(mesh: Mesh, *arrays: Any) -> tuple[Any, ...]:
+    """Copies to all devices, explicitly, so that a transfer guard may forbid what is not meant."""
+    return jax.device_put(arrays, NamedSharding(mesh, P()))
+
+
+def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Devices, by default all, along one axis, "data"."""
+    count = jax.device_count() if devices is None else len(devices)
+    return jax.make_mesh((count,), ("data",), axis_types=(AxisType.Auto,), devices=devices)
 
 
 def put_data(train: Dataset, test: Dataset, mesh: Mesh) -> Data:
     """Copies a data set to every device of the mesh."""
     mean, sd = channel_statistics(train.images)
     data = Data(train.images, train.labels, test.images, test.labels, mean, sd)
-    return jax.device_put(data, NamedSharding(mesh, P()))
+    return _put(mesh, data)[0]
 
 
 def schedule(config: Config, image_shape: tuple[int, ...], num_classes: int) -> tuple[Phase, ...]:
@@ -168,7 +177,7 @@ def schedule(config: Config, image_shape: tuple[int, ...], num_classes: int) -> 
     return tuple(phases)
 
 
-@cache
+@keep_programs
 def train_program(step: Callable, mesh: Mesh, batch_size: int, unrolled: bool) -> Callable:
     """Compiles steps first..last - 1 of an epoch into one program; the state is donated.
 
@@ -182,7 +191,8 @@ def train_program(step: Callable, mesh: Mesh, batch_size: int, unrolled: bool) -
         index = jax.lax.with_sharding_constraint(index, sharded)
         images = steps.normalize(data.train_images[index], data.mean, data.sd)
         state, metrics = step(state, images, data.train_labels[index])
-        bad = jnp.where(jnp.isfinite(metrics["loss"]), NEVER, i)
+        finite = jnp.isfinite(jnp.stack(jax.tree.leaves(metrics))).all()
+        bad = jnp.where(finite, NEVER, i)
         return state, {
             "metrics": jax.tree.map(jnp.add, sums["metrics"], metrics),
             "first_bad_step": jnp.minimum(sums["first_bad_step"], bad),
@@ -201,19 +211,22 @@ def train_program(step: Callable, mesh: Mesh, batch_size: int, unrolled: bool) -
     return run
 
 
-def zero_sums(phase: Phase, state: Any, data: Data, mesh: Mesh) -> Any:
+def zero_sums(names: Iterable[str], mesh: Mesh) -> Any:
     """The accumulators of an epoch's training metrics, at zero."""
-    image = jax.ShapeDtypeStruct((1, *data.train_images.shape[1:]), jnp.float32)
-    label = jax.ShapeDtypeStruct((1,), jnp.int32)
-    _, metrics = jax.eval_shape(phase.step, state, image, label)
     sums = {
-        "metrics": {name: np.zeros((), np.float32) for name in metrics},
+        "metrics": {name: np.zeros((), np.float32) for name in names},
         "first_bad_step": np.int32(NEVER),
     }
-    return jax.device_put(sums, NamedSharding(mesh, P()))
+    return _put(mesh, sums)[0]
 
 
-@cache
+def _metric_names(phase: Phase, state: Any, data: Data) -> list[str]:
+    image = jax.ShapeDtypeStruct((1, *data.train_images.shape[1:]), jnp.float32)
+    label = jax.ShapeDtypeStruct((1,), jnp.int32)
+    return list(jax.eval_shape(phase.step, state, image, label)[1])
+
+
+@keep_programs
 def eval_program(eval_step: Callable, mesh: Mesh, batch_size: int) -> Callable:
     """Compiles an evaluation of batch_size images from `first` on; the last image pads."""
     sharded = NamedSharding(mesh, P("data"))
@@ -235,13 +248,13 @@ def evaluate(
     batch_size = mesh.size * math.ceil(min(batch_size, count) / mesh.size)
     program = eval_program(eval_step, mesh, batch_size)
     batches = [
-        program(state, data.test_images, data.test_labels, data.mean, data.sd, np.int32(first))
-        for first in range(0, count, batch_size)
+        program(state, data.test_images, data.test_labels, data.mean, data.sd, first)
+        for first in _put(mesh, *map(np.int32, range(0, count, batch_size)))
     ]
     return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *jax.device_get(batches))
 
 
-@cache
+@keep_programs
 def _order_program(mesh: Mesh, examples: int) -> Callable:
     @partial(jax.jit, out_shardings=NamedSharding(mesh, P()))
     def order(key: Array, epoch: Array) -> Array:
@@ -327,6 +340,22 @@ class Epoch(NamedTuple):
     step: int
 
 
+@dataclass(frozen=True)
+class Leg:
+    """A phase under way: the run and the seed it belongs to, and its checkpoints."""
+
+    run: Run
+    phase: Phase
+    seed: int
+    manager: Any
+    order_key: Array
+
+    def where(self, epoch: int) -> dict[str, Any]:
+        """What a record of metrics is filed under; epochs count from 1."""
+        phase = self.phase
+        return {"seed": self.seed, "branch": phase.branch, "phase": phase.kind, "epoch": epoch}
+
+
 def train_phase(run: Run, phase: Phase, seed: int, start: steps.State | None) -> steps.State:
     """Trains a phase to its end, from its newest checkpoint if it has one.
 
@@ -341,79 +370,151 @@ def train_phase(run: Run, phase: Phase, seed: int, start: steps.State | None) ->
       The phase's final state.
 
     Raises:
-      NonFiniteLoss: on a loss that is not finite; nothing is saved then.
+      NonFiniteLoss: on a loss or a weight that is not finite; nothing is saved then.
       Interrupted: after a signal, when the state has been saved.
       CheckpointError: if the phase has checkpoints, and none can be read.
+      RunFolderError: if metrics.jsonl lacks epochs that the checkpoint has behind it.
     """
-    replicated = NamedSharding(run.mesh, P())
     phase_key = jax.random.fold_in(jax.random.key(seed), KINDS.index(phase.kind))
     init_key, order_key = jax.random.split(phase_key)
-    # Copied, since the state is donated while the next branch needs `start`.
-    state = jax.tree.map(jnp.copy, jax.device_put(phase.begin(start, init_key), replicated))
-    nothing = zero_sums(phase, state, run.data, run.mesh)
-    order_program = _order_program(run.mesh, len(run.data.train_images))
-    folder = run.workdir / "checkpoints" / f"seed{seed}" / phase.name
-    with checkpoint.open_manager(folder) as manager:
-        fresh = {"state": state, "sums": nothing}
-        position, tree = checkpoint.restore_newest(manager, fresh) or (0, fresh)
-        first_epoch, step = divmod(position, run.steps_per_epoch)
-        run.clock.skip(phase.kind, first_epoch)
-        if first_epoch == phase.epochs:
-            return tree["state"]
-        run.writer.rewind(seed, phase.branch, phase.kind, first_epoch)
-        at = Epoch(tree["state"], tree["sums"], step)
-        for epoch in range(first_epoch, phase.epochs):
-            started = time.perf_counter()
-            where = {"seed": seed, "branch": phase.branch, "phase": phase.kind, "epoch": epoch + 1}
-            order = order_program(order_key, np.int32(epoch))
-            at, rate = _train_epoch(run, phase, where, at, order, manager)
-            record = _record(run, phase, at)
-            if not math.isfinite(record["test_loss"]):
-                raise _non_finite(phase, where, run.steps_per_epoch, manager)
-            seconds = time.perf_counter() - started
-            run.writer.write(where | record | {"images_per_second": rate, "seconds": seconds})
-            run.clock.tick(phase.kind, seconds)
-            _show(run, phase, where, record, rate)
-            at = Epoch(at.state, nothing, 0)
-            last = epoch + 1 == phase.epochs
-            if last or run.stop or (epoch + 1) % run.config.checkpoint_every == 0:
-                _save(manager, (epoch + 1) * run.steps_per_epoch, at)
-            if run.stop:
-                raise Interrupted(f"stopped in {phase.name} after epoch {epoch + 1}", run.stop[0])
+    begin = partial(phase.begin, start, init_key)
+    with checkpoint.open_manager(_folder(run, phase, seed)) as manager:
+        leg = Leg(run, phase, seed, manager, *_put(run.mesh, order_key))
+        try:
+            position, at = _resume_or_begin(leg, begin)
+            run.clock.skip(phase.kind, position // run.steps_per_epoch)
+            for epoch in range(position // run.steps_per_epoch, phase.epochs):
+                if run.stop:  # before the first step, and before it is compiled
+                    raise _interrupted(leg, epoch, at.step)
+                at = _train_epoch(leg, epoch, at)
+        finally:
+            run.progress.end_line()
     return at.state
 
 
-def _train_epoch(
-    run: Run, phase: Phase, where: dict[str, Any], at: Epoch, order: Array, manager: Any
-) -> tuple[Epoch, float]:
-    """The rest of an epoch: its end, and images/s."""
+def _folder(run: Run, phase: Phase, seed: int) -> Path:
+    return run.workdir / "checkpoints" / f"seed{seed}" / phase.name
+
+
+def _resume_or_begin(leg: Leg, begin: Callable[[], steps.State]) -> tuple[int, Epoch]:
+    """The steps of the phase done so far, and where that is in their epoch."""
+    run, phase = leg.run, leg.phase
     replicated = NamedSharding(run.mesh, P())
-    batch_size = run.config.batch_size
-    program = train_program(phase.step, run.mesh, batch_size, run.steps_per_call == 1)
+    abstract = jax.eval_shape(begin)
+    sums = zero_sums(_metric_names(phase, abstract, run.data), run.mesh)
+    like = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated),
+        {"state": abstract, "sums": sums},
+    )
+    found = checkpoint.restore_newest(leg.manager, like)
+    if found is None:
+        run.writer.rewind(leg.seed, phase.branch, phase.kind, 0)
+        # Copied, since the state is donated while the next branch needs `start`.
+        return 0, Epoch(jax.tree.map(jnp.copy, _put(run.mesh, begin())[0]), sums, 0)
+    position, tree = found
+    epochs, step = divmod(position, run.steps_per_epoch)
+    if epochs < phase.epochs:
+        run.writer.rewind(leg.seed, phase.branch, phase.kind, epochs)
+    _check_records(leg, epochs)
+    return position, Epoch(tree["state"], tree["sums"], step)
+
+
+def _check_records(leg: Leg, epochs: int) -> None:
+    """Raises RunFolderError unless metrics.jsonl has the epochs that a checkpoint has behind it."""
+    path, key = leg.run.writer.path, leg.where(0) | {"epoch": None}
+    records = metrics.read(path) if path.exists() else []
+    there = {r["epoch"] for r in records if {k: r[k] for k in key} | {"epoch": None} == key}
+    missing = set(range(1, epochs + 1)) - there
+    if missing:
+        folder = _folder(leg.run, leg.phase, leg.seed)
+        raise RunFolderError(
+            f"{path} lacks epoch {min(missing)} of phase {leg.phase.name}, seed {leg.seed}; put "
+            f"the file back, or delete {folder} to train the phase again"
+        )
+
+
+def _train_epoch(leg: Leg, epoch: int, at: Epoch) -> Epoch:
+    """The rest of an epoch, its evaluation, its line of metrics, its checkpoint; epochs from 0."""
+    run, phase, where = leg.run, leg.phase, leg.where(epoch + 1)
+    started = time.perf_counter()
+    at, rate = _train_steps(leg, epoch, at)
+    record = _record(run, phase, at)
+    if not all(math.isfinite(v) for name, v in record.items() if name.endswith("loss")):
+        raise _non_finite("the loss", leg, epoch, at.step)
+    seconds = time.perf_counter() - started
+    run.writer.write(where | record | {"images_per_second": rate, "seconds": seconds})
+    run.clock.tick(phase.kind, seconds)
+    _show(run, phase, where, record, rate)
+    end = Epoch(at.state, zero_sums(at.sums["metrics"], run.mesh), 0)
+    last = epoch + 1 == phase.epochs
+    if last or run.stop or (epoch + 1) % run.config.checkpoint_every == 0:
+        _save(leg, epoch, end, at.step)
+    if run.stop:
+        raise _interrupted(leg, epoch, at.step)
+    return end
+
+
+def _train_steps(leg: Leg, epoch: int, at: Epoch) -> tuple[Epoch, float]:
+    """The rest of an epoch's steps: its end, and images/s."""
+    run, phase = leg.run, leg.phase
+    program = train_program(
+        phase.step, run.mesh, run.config.batch_size, unrolled=run.steps_per_call == 1
+    )
+    order_program = _order_program(run.mesh, len(run.data.train_images))
+    order = order_program(leg.order_key, *_put(run.mesh, np.int32(epoch)))
     first, started = at.step, time.perf_counter()
     while at.step < run.steps_per_epoch:
         last = min(at.step + run.steps_per_call, run.steps_per_epoch)
-        bounds = jax.device_put((np.int32(at.step), np.int32(last)), replicated)
+        bounds = _put(run.mesh, np.int32(at.step), np.int32(last))
         state, sums = program(at.state, at.sums, run.data, order, *bounds)
         if at.step == first:  # the call that compiles
             started = time.perf_counter()
         # Read one call late, so that the device never waits for the host.
-        _check_finite(at.sums, phase, where, manager)
+        _check_finite(leg, epoch, at.sums)
         at = Epoch(state, sums, last)
-        run.progress.update(**where, epochs=phase.epochs, seconds_left=run.clock.seconds_left())
+        run.progress.update(
+            **leg.where(epoch + 1), epochs=phase.epochs, seconds_left=run.clock.seconds_left()
+        )
         if run.stop and at.step < run.steps_per_epoch:
-            _check_finite(at.sums, phase, where, manager)
-            _save(manager, (where["epoch"] - 1) * run.steps_per_epoch + at.step, at)
-            place = f"{phase.name}, epoch {where['epoch']}, step {at.step}"
-            raise Interrupted(f"stopped in {place}", run.stop[0])
-    _check_finite(at.sums, phase, where, manager)
+            _check_finite(leg, epoch, at.sums)
+            _save(leg, epoch, at, at.step)
+            raise _interrupted(leg, epoch, at.step)
+    _check_finite(leg, epoch, at.sums)
     seconds = time.perf_counter() - started
-    return at, (at.step - first) * batch_size / seconds
+    return at, (at.step - first) * run.config.batch_size / seconds
 
 
-def _save(manager: Any, position: int, at: Epoch) -> None:
-    """Saves under the number of the phase's steps done so far."""
-    checkpoint.save(manager, position, {"state": at.state, "sums": at.sums})
+def _save(leg: Leg, epoch: int, at: Epoch, step: int) -> None:
+    """Saves under the number of the phase's steps done so far, `step` in this epoch."""
+    position = epoch * leg.run.steps_per_epoch + step
+    try:
+        checkpoint.save(leg.manager, position, {"state": at.state, "sums": at.sums})
+    except checkpoint.NonFiniteError:
+        raise _non_finite("a weight or the optimizer's state", leg, epoch, step) from None
+
+
+def _interrupted(leg: Leg, epoch: int, step: int) -> Interrupted:
+    place = f"phase {leg.phase.name}, epoch {epoch + 1}, step {step}, seed {leg.seed}"
+    return Interrupted(f"stopped in {place}", leg.run.stop[0])
+
+
+def _check_finite(leg: Leg, epoch: int, sums: Any) -> None:
+    bad = int(jax.device_get(sums["first_bad_step"]))
+    if bad != NEVER:
+        raise _non_finite("the loss", leg, epoch, bad + 1)
+
+
+def _non_finite(what: str, leg: Leg, epoch: int, step: int) -> NonFiniteLoss:
+    kept, phase = "none", leg.phase
+    while kept == "none" and phase is not None:
+        folder = _folder(leg.run, phase, leg.seed)
+        kept = next((str(folder / str(n)) for n in checkpoint.saved_steps(folder)), kept)
+        phase = phase.follows
+    return NonFiniteLoss(
+        f"{what} is not finite in phase {leg.phase.name}, epoch {epoch + 1}, step {step}, "
+        f"seed {leg.seed}; last good checkpoint: {kept}; try a smaller learning rate in a new "
+        "workdir"
+    )
 
 
 def _record(run: Run, phase: Phase, at: Epoch) -> dict[str, float]:
@@ -424,8 +525,9 @@ def _record(run: Run, phase: Phase, at: Epoch) -> dict[str, float]:
     if "theta" in values:
         theta, before, after = (values.pop(k) for k in ("theta", "logits_before", "logits_after"))
         size = run.data.test_images.shape[1:3]
+        theta, before, after = _put(run.mesh, theta, before, after)
         collapse = jax.jit(diagnostics.collapse, static_argnums=1)(theta, size, before, after)
-        record |= {name: float(value) for name, value in collapse.items()}
+        record |= {name: float(value) for name, value in jax.device_get(collapse).items()}
     return record | {f"test_{name}": float(value.mean()) for name, value in values.items()}
 
 
@@ -444,19 +546,4 @@ def _show(run: Run, phase: Phase, where: dict[str, Any], record: dict, rate: flo
         seconds_left=run.clock.seconds_left(),
         numbers={label: record[name] for name, label in names.items()},
         epoch_done=True,
-    )
-
-
-def _check_finite(sums: Any, phase: Phase, where: dict[str, Any], manager: Any) -> None:
-    bad = int(sums["first_bad_step"])
-    if bad != NEVER:
-        raise _non_finite(phase, where, bad + 1, manager)
-
-
-def _non_finite(phase: Phase, where: dict[str, Any], step: int, manager: Any) -> NonFiniteLoss:
-    newest = manager.latest_step()
-    kept = "none" if newest is None else Path(manager.directory) / str(newest)
-    return NonFiniteLoss(
-        f"the loss is not finite in phase {phase.name}, epoch {where['epoch']}, step {step}, "
-        f"seed {where['seed']}; last good checkpoint: {kept}; try a smaller learning rate"
     )
