@@ -26,6 +26,8 @@ PADDING_MODES = ("zeros", "border", "reflection")
 IDENTITY = np.eye(2, 3, dtype=np.float32)
 SHAPE = (9, 12, 3)  # of one image; the same in most tests, so that each compiles once
 
+jit_matrix, jit_decompose = jax.jit(affine_matrix), jax.jit(decompose_affine)
+
 few = settings(max_examples=25, deadline=None)
 
 
@@ -50,7 +52,7 @@ transforms = st.fixed_dictionaries(
         "flip": st.booleans(),
     }
 )
-thetas = transforms.map(lambda parts: np.array(affine_matrix(**parts)))
+thetas = transforms.map(lambda parts: np.array(jit_matrix(**parts)))
 seeds = st.integers(0, 2**31 - 1)
 
 
@@ -64,7 +66,10 @@ def smooth_image():
     return np.stack([np.sin(2 * x + y), np.cos(x - 2 * y)], -1).astype(np.float32)
 
 
-jit_warp = jax.jit(warp_affine, static_argnames=("size", "padding_mode", "align_corners", "method"))
+OPTIONS = ("size", "mode", "padding_mode", "align_corners", "method")
+jit_warp = jax.jit(warp_affine, static_argnames=(OPTIONS[0], *OPTIONS[2:]))
+jit_sample = jax.jit(grid_sample, static_argnames=OPTIONS[1:])
+jit_grid = jax.jit(affine_grid, static_argnames=("size", "align_corners"))
 warp_cases = list(itertools.product(PADDING_MODES, (False, True), ("gather", "matmul")))
 
 
@@ -85,7 +90,7 @@ def test_affine_matrix_is_the_product_of_its_parts(parts):
 @few
 @given(transforms)
 def test_decompose_inverts_affine_matrix(parts):
-    found = decompose_affine(affine_matrix(**parts))
+    found = jit_decompose(jit_matrix(**parts))
     assert found.keys() == parts.keys()
     for name, value in parts.items():
         chex.assert_trees_all_close(found[name], jnp.asarray(value, found[name].dtype), atol=1e-5)
@@ -94,10 +99,10 @@ def test_decompose_inverts_affine_matrix(parts):
 @few
 @given(floats(-2, 2, 2, 3))
 def test_decompose_is_finite_and_reversible_for_every_theta(theta):
-    parts = decompose_affine(theta)
+    parts = jit_decompose(theta)
     chex.assert_tree_all_finite(parts)
     assert -np.pi < parts["rotation"] <= np.float32(np.pi)
-    chex.assert_trees_all_close(affine_matrix(**parts), theta, atol=1e-4)
+    chex.assert_trees_all_close(jit_matrix(**parts), theta, atol=1e-4)
 
 
 @pytest.mark.parametrize("theta", [IDENTITY, 0 * IDENTITY, np.ones((2, 3)), -IDENTITY])
@@ -138,7 +143,7 @@ def test_arguments_broadcast():
 def test_positive_rotation_of_the_picture_is_clockwise():
     image = np.zeros((5, 5, 1), np.float32)
     image[0, 2] = 1  # at the top
-    turned = warp_affine(image, invert_affine(affine_matrix(rotation=np.pi / 2)))
+    turned = jit_warp(image, invert_affine(affine_matrix(rotation=np.pi / 2)))
     chex.assert_trees_all_close(turned[2, 4], jnp.ones(1), atol=1e-5)  # at the right
 
 
@@ -153,35 +158,35 @@ def test_affine_grid_equals_torch(shape, align_corners):
     chex.assert_trees_all_close(grid, expected, atol=1e-6)
 
 
-@pytest.mark.parametrize(("shape", "method"), [("rgb", "gather"), ("grey", "matmul")])
-@pytest.mark.parametrize("align_corners", [False, True])
-@pytest.mark.parametrize("padding_mode", PADDING_MODES)
-@pytest.mark.parametrize("mode", MODES)
-def test_grid_sample_equals_torch(shape, mode, padding_mode, align_corners, method):
+@pytest.mark.parametrize(
+    ("shape", "mode", "padding_mode", "align_corners", "method"),
+    [("rgb", *case, "gather") for case in itertools.product(MODES, PADDING_MODES, (False, True))]
+    + [
+        ("grey", "bilinear", *case, "matmul")
+        for case in zip(PADDING_MODES, (True, False, True), strict=True)
+    ]
+    + [("grey", mode, "zeros", False, "gather") for mode in MODES],
+)
+def test_sampling_equals_torch(shape, mode, padding_mode, align_corners, method):
+    case = f"{shape}/{mode}/{padding_mode}/{align_corners}"
     image, theta, cotangent = (GOLDEN[f"{shape}/{k}"] for k in ("image", "theta", "cotangent"))
-    grid = GOLDEN[f"{shape}/grid/{align_corners}"]
     options = {"padding_mode": padding_mode, "align_corners": align_corners, "method": method}
 
-    def check(f, coordinates, names):
-        out, gradients = jax.jit(lambda *x: (lambda y, vjp: (y, vjp(cotangent)))(*jax.vjp(f, *x)))(
-            image, coordinates
-        )
-        for value, name in zip((out, *gradients), names, strict=True):
-            expected = GOLDEN[f"{shape}/{mode}/{padding_mode}/{align_corners}/{name}"]
-            chex.assert_trees_all_close(value, expected, atol=1e-5, rtol=1e-5)
-
-    check(
-        lambda image, grid: grid_sample(image, grid, mode=mode, **options),
-        grid,
-        ("out", "d_image", "d_grid"),
-    )
-    if mode == "bilinear":
+    @jax.jit
+    def run(image, grid, theta):
+        out, vjp = jax.vjp(lambda *x: grid_sample(*x, mode=mode, **options), image, grid)
+        d_image, d_grid = vjp(cotangent)
+        found = {"out": out, "d_image": d_image, "d_grid": d_grid}
+        if mode == "nearest":
+            return found, {}
         size = cotangent.shape[1:3]
-        check(
-            lambda image, theta: warp_affine(image, theta, size=size, **options),
-            theta,
-            ("out", "d_image", "d_theta"),
-        )
+        out, vjp = jax.vjp(lambda *x: warp_affine(*x, size=size, **options), image, theta)
+        d_image, d_theta = vjp(cotangent)
+        return found, {"out": out, "d_image": d_image, "d_theta": d_theta}
+
+    for found in run(image, GOLDEN[f"{shape}/grid/{align_corners}"], theta):
+        for name, value in found.items():
+            chex.assert_trees_all_close(value, GOLDEN[f"{case}/{name}"], atol=1e-5, rtol=1e-5)
 
 
 # laws of the warp
@@ -257,8 +262,8 @@ def test_methods_and_the_two_calls_agree(theta, seed, padding_mode, align_corner
     options = {"padding_mode": padding_mode, "align_corners": align_corners}
     out = jit_warp(image, theta, **options)
     chex.assert_trees_all_close(jit_warp(image, theta, method="matmul", **options), out, atol=2e-5)
-    grid = affine_grid(theta, SHAPE[:2], align_corners=align_corners)
-    chex.assert_trees_all_close(grid_sample(image, grid, **options), out, atol=2e-5)
+    grid = jit_grid(theta, SHAPE[:2], align_corners=align_corners)
+    chex.assert_trees_all_close(jit_sample(image, grid, **options), out, atol=2e-5)
 
 
 @pytest.mark.parametrize("method", ["gather", "matmul"])
@@ -306,17 +311,17 @@ def test_leading_dimensions_broadcast(images, thetas, method):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 5, 2), (5, 1, 2), (7, 3, 1)])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 5, 2), (5, 1, 2)])
 @pytest.mark.parametrize("align_corners", [False, True])
 def test_thin_images(shape, mode, align_corners):
-    for padding_mode in PADDING_MODES:
+    for padding_mode in ("zeros", "reflection"):
         options = {"mode": mode, "padding_mode": padding_mode, "align_corners": align_corners}
         grid = np.random.default_rng(0).uniform(-2, 2, (2, 4, 3, 2)).astype(np.float32)
-        out = grid_sample(normal(0, *shape), grid, **options, method="gather")
+        out = jit_sample(normal(0, *shape), grid, **options, method="gather")
         chex.assert_shape(out, (2, 4, 3, shape[-1]))
         chex.assert_tree_all_finite(out)
         chex.assert_trees_all_close(
-            grid_sample(normal(0, *shape), grid, **options, method="matmul"), out, atol=1e-5
+            jit_sample(normal(0, *shape), grid, **options, method="matmul"), out, atol=1e-5
         )
 
 
@@ -434,12 +439,12 @@ def test_matmul_has_neither_gather_nor_scatter():
 def test_other_dtypes(dtype, method):
     image = jnp.asarray(50 + 20 * normal(0, *SHAPE)).astype(dtype)
     theta = affine_matrix(rotation=0.3)
-    out = warp_affine(image, theta, method=method)
-    expected = warp_affine(image.astype(jnp.float32), theta, method=method)
+    out = jit_warp(image, theta, method=method)
+    expected = jit_warp(image.astype(jnp.float32), theta, method=method)
     assert out.dtype == (jnp.float32 if dtype == jnp.uint8 else dtype)
     chex.assert_trees_all_equal(out, expected.astype(out.dtype))
     if dtype != jnp.uint8:
-        gradient = jax.grad(lambda x: warp_affine(x, theta, method=method).sum())(image)
+        gradient = jax.jit(jax.grad(lambda x: warp_affine(x, theta, method=method).sum()))(image)
         assert gradient.dtype == dtype
     low = affine_matrix(rotation=jnp.asarray(0.3, dtype)) if dtype != jnp.uint8 else theta
     assert low.dtype == affine_grid(theta.astype(jnp.bfloat16), (3, 3)).dtype == jnp.float32
@@ -465,7 +470,7 @@ def test_positions_that_are_not_finite(padding_mode, mode, method):
     image = normal(0, *SHAPE)
     options = {"mode": mode, "padding_mode": padding_mode, "method": method}
     far = np.array([[[np.inf, 0.0], [-np.inf, 0.0], [1e30, -1e30], [np.nan, 0.0]]], np.float32)
-    out = grid_sample(image, far, **options)[0]
+    out = jax.jit(lambda *x: grid_sample(*x, **options))(image, far)[0]
     assert np.all(np.isnan(out[3]))
     if padding_mode == "zeros":
         chex.assert_trees_all_equal(out[:3], jnp.zeros((3, SHAPE[-1])))
@@ -473,7 +478,10 @@ def test_positions_that_are_not_finite(padding_mode, mode, method):
         chex.assert_trees_all_close(out[0], image[4, -1], atol=1e-6)
         chex.assert_trees_all_close(out[1], image[4, 0], atol=1e-6)
         chex.assert_trees_all_close(out[2], image[0, -1], atol=1e-6)
-    everything = warp_affine(image, np.full((2, 3), np.nan, np.float32), method=method)
+
+
+def test_theta_that_is_not_finite():
+    everything = jit_warp(normal(0, *SHAPE), np.full((2, 3), np.nan, np.float32))
     assert np.all(np.isnan(everything))
 
 
