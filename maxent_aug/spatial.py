@@ -208,7 +208,8 @@ def warp_affine(
 
 def _half_extents(size: Sequence[int], align_corners: bool) -> tuple[float, float]:
     """Pixels from an image's centre to the normalised coordinate 1, (height, width)."""
-    return tuple((n - 1) / 2 if align_corners else n / 2 for n in size)
+    height, width = (n - 1 if align_corners else n for n in size)
+    return height / 2, width / 2
 
 
 def _affine_position(
@@ -306,7 +307,7 @@ def _gather(
     pixels = image.reshape(-1, channels)
     batch = jnp.arange(len(pixels) // (height * width), dtype=jnp.int32)
     batch = batch.reshape(*image.shape[:-3], 1, 1)
-    out = 0
+    out = jnp.zeros((), image.dtype)
     for row, weight_y, slope_y in _taps(y, height, mode):
         for column, weight_x, slope_x in _taps(x, width, mode):
             weight = weight_y * weight_x
@@ -376,9 +377,13 @@ def _sample_matmul(image: jax.Array, x: jax.Array, y: jax.Array, mode: str) -> j
     height, width = image.shape[-3:-1]
 
     def weights(position: jax.Array, size: int) -> jax.Array:
+        pixel = jnp.arange(size)
         return sum(
-            jnp.where(index[..., None] == jnp.arange(size), weight[..., None], 0)
-            for index, weight, _ in _taps(position, size, mode)
+            (
+                jnp.where(index[..., None] == pixel, weight[..., None], 0)
+                for index, weight, _ in _taps(position, size, mode)
+            ),
+            jnp.zeros((), position.dtype),
         )
 
     @jax.checkpoint
