@@ -1,5 +1,6 @@
 """A run's folder: one process at a time, one configuration for ever."""
 
+import errno
 import fcntl
 import json
 import os
@@ -64,13 +65,7 @@ def check_run_folder(workdir: Path, identity: Mapping[str, Any]) -> None:
     path = workdir / "config.json"
     try:
         if not path.exists():
-            # The rest are left by a process killed before config.json was whole.
-            mine = {".lock", "config.json.tmp"}
-            if workdir.exists() and any(p.name not in mine for p in workdir.iterdir()):
-                raise RunFolderError(
-                    f"workdir {workdir} holds other files and no config.json; choose a new or "
-                    "empty one"
-                )
+            _check_unclaimed(workdir)
             return
         found = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -86,6 +81,21 @@ def check_run_folder(workdir: Path, identity: Mapping[str, Any]) -> None:
                 f"workdir {workdir} holds a run with {name}={found.get(name)}, this one has "
                 f"{wanted.get(name)}; choose another workdir, or the same value to resume"
             )
+
+
+def _check_unclaimed(workdir: Path) -> None:
+    """Raises RunFolderError or OSError unless a run could begin in the folder, there or not."""
+    nearest = next(p for p in (workdir, *workdir.absolute().parents) if p.exists())
+    if not nearest.is_dir():
+        raise NotADirectoryError
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(nearest))
+    # Those two are left by a process killed before config.json was whole.
+    mine = {".lock", "config.json.tmp"}
+    if workdir.exists() and any(p.name not in mine for p in workdir.iterdir()):
+        raise RunFolderError(
+            f"workdir {workdir} holds other files and no config.json; choose a new or empty one"
+        )
 
 
 def _unusable(workdir: Path, error: OSError) -> RunFolderError:

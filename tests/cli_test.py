@@ -1,0 +1,239 @@
+"""Wrong input: one line that names it, exit code 2, and nothing on disk has changed."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from absl import app, flags
+
+from experiments import cli
+from maxent_aug import data, run_folder, train
+from maxent_aug.config import PRESETS, Config
+
+ROOT = Path(__file__).parent.parent
+HUGE = str(10**12)
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    """Digits, prepared."""
+    folder = tmp_path_factory.mktemp("data")
+    data.load("digits", "test", folder)
+    return folder
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys, data_dir):
+    """Runs a command line up to the end of load_data: (exit code, stdout, stderr, settings)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TFDS_DATA_DIR", str(data_dir))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(sys, "exit", sys.exit)
+    monkeypatch.setattr(app, "_run_init", lambda argv, parser: parser(argv))  # no log handlers
+    reached = []
+
+    def main(settings):
+        cli.load_data(settings.config, settings.data_dir)
+        reached.append(settings)
+
+    def call(*arguments, main=main):
+        saved = flags.FLAGS.flag_values_dict(), {n: f.present for n, f in all_flags()}
+        monkeypatch.setattr(sys, "argv", ["paper.py", *arguments])
+        try:
+            with pytest.raises(SystemExit) as stopped:
+                cli.run("paper", main)
+        finally:
+            for name, flag in all_flags():
+                flag.value, flag.present = saved[0][name], saved[1][name]
+        out, errors = capsys.readouterr()
+        return stopped.value.code or 0, out, errors, reached
+
+    return call
+
+
+def all_flags():
+    return [(name, flags.FLAGS[name]) for name in flags.FLAGS]
+
+
+def snapshot(*folders):
+    return {p: p.stat().st_mtime_ns for f in folders for p in [f, *f.rglob("*")]}
+
+
+NUMBERS = {name: value for name, _, value in cli._fields(Config()) if type(value) in (int, float)}
+WRONG = [
+    *[(f"--{name}={value}",) for name in NUMBERS for value in ("nan", "-1", "inf", "ten", "")],
+    *[(f"--{name}=0",) for name in NUMBERS if "learning_rate" in name or "epochs" in name],
+    *[(f"--{name}=1e39",) for name, value in NUMBERS.items() if type(value) is float],
+    *[(f"--{name}=1{'0' * 400}",) for name in NUMBERS],
+    ("--config.batch_size=0",),
+    ("--config.batch_size=12",),  # not a multiple of 8 devices
+    ("--config.batch_size=1440",),
+    (f"--config.batch_size={HUGE}",),
+    ("--config.eval_batch_size=0",),
+    ("--config.checkpoint_every=0",),
+    ("--config.augmenter.target=1.5",),
+    ("--config.data.train_examples=9",),
+    ("--config.data.train_examples=1438",),
+    ("--config.batch_size=64", "--config.data.train_examples=32"),
+    (f"--config.data.train_examples={HUGE}",),
+    ("--config.data.name=",),
+    ("--config.data.name=no_such_data",),
+    ("--config.data.name=../digits",),
+    ("--config.data.name=digits:9.9.9",),
+    ("--data_dir=no/such/folder",),
+    ("--config.classifier.architecture=ResNet19",),
+    ("--config.classifier.architecture=resnet18",),
+    ("--config.compute_dtype=float16",),
+    ("--config.augmenter.loss_forms=",),
+    ("--config.augmenter.loss_forms=printed,printed",),
+    ("--config.augmenter.loss_forms=printed,wrong",),
+    ("--config.augmenter.padding_mode=wrap",),
+    ("--config.augmenter.saturating=perhaps",),
+    ("--seeds=0",),
+    ("--seeds=-1",),
+    ("--seeds=1.5",),
+    ("--seeds=many",),
+    ("--preset=fast",),
+    ("--preset=",),
+    ("--no_such_flag",),
+    ("--config.classifer.learning_rate=0.1",),
+    ("--config",),
+    ("--seeds",),
+    ("digits",),
+    ("train", "--seeds=2"),
+    ("--workdir=/proc/version",),
+    ("--workdir=/proc/version/below",),
+]
+
+
+@pytest.mark.parametrize("arguments", WRONG, ids=lambda a: " ".join(a)[:60])
+def test_wrong_input_takes_one_line_and_changes_nothing(command, arguments, tmp_path, data_dir):
+    before = snapshot(tmp_path, data_dir)
+    given = (
+        arguments
+        if any(a.startswith("--preset") for a in arguments)
+        else ("--preset=quick", *arguments)
+    )
+    code, out, errors, reached = command(*given)
+    assert (code, out, reached) == (2, "", [])
+    assert errors.startswith("error: ")
+    assert errors.count("\n") == 1
+    name = arguments[0].split("=")[0].removeprefix("--")
+    assert name in errors or "config.data.name" in errors
+    assert snapshot(tmp_path, data_dir) == before
+
+
+def test_a_misspelt_flag_gets_a_suggestion(command):
+    errors = command("--preset=quick", "--config.batchsize=8")[2]
+    assert "Did you mean: config.batch_size" in errors
+
+
+def test_missing_data_are_named(command, tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "none"))
+    before = snapshot(tmp_path)
+    code, _, errors, _ = command("--preset=quick", "--config.data.name=mnist")
+    assert code == 2
+    assert "mnist" in errors
+    assert errors.count("\n") == 1
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "name", ["epochs.pretrain", "eval_batch_size", "checkpoint_every", "steps_per_call"]
+)
+def test_huge_numbers_are_harmless(command, name):
+    code, _, errors, reached = command("--preset=quick", f"--config.{name}={HUGE}")
+    assert (code, errors, len(reached)) == (0, "", 1)
+
+
+def test_every_field_can_be_set_and_the_rest_is_the_presets(command):
+    code, _, _, (settings,) = command(
+        "--preset=quick",
+        "--seeds=3",
+        "--workdir=here",
+        "--config.classifier.learning_rate=0.5",
+        "--config.augmenter.loss_forms=gap,target",
+        "--noconfig.augmenter.saturating",
+        "--config.compute_dtype=bfloat16",
+    )
+    assert (code, settings.seeds, settings.workdir) == (0, 3, Path("here"))
+    config, quick = settings.config, PRESETS["quick"]
+    assert config.classifier.learning_rate == 0.5
+    assert config.augmenter.loss_forms == ("gap", "target")
+    assert not config.augmenter.saturating
+    assert config.compute_dtype == "bfloat16"
+    assert (config.epochs, config.data, config.batch_size) == (quick.epochs, quick.data, 64)
+
+
+def test_presets_pass_their_own_checks():
+    for preset in PRESETS.values():
+        for name, field, value in cli._fields(preset):
+            cli._check(name, field, value)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (cli.UsageError("a\nb"), 2, "error: a b"),
+        (run_folder.RunFolderError("a"), 2, "error: a"),
+        (cli.CheckpointError("a"), 2, "error: a"),
+        (cli.MetricsError("a"), 2, "error: a"),
+        (train.NonFiniteLoss("a"), 1, "error: a"),
+        (OSError(28, "No space left on device", "x"), 1, "error: [Errno 28] No space left"),
+        (train.Interrupted("stopped in a", 15), 143, "stopped in a; run the same command to res"),
+        (KeyboardInterrupt(), 130, "stopped at once; run the same command to resume, in runs/"),
+    ],
+)
+def test_how_a_run_ends_is_said_in_a_line(command, error, code, words):
+    def main(_):
+        raise error
+
+    got, _, errors, _ = command("--preset=quick", main=main)
+    assert got == code
+    assert errors.startswith(words)
+    assert errors.count("\n") == 1
+
+
+def test_another_config_is_refused_before_data_are_prepared(command, tmp_path, monkeypatch):
+    empty = tmp_path / "empty"
+    monkeypatch.setenv("TFDS_DATA_DIR", str(empty))
+    identity = cli.Settings("paper", "quick", Config(), Path("run"), None, 1).identity
+    with run_folder.open_run_folder(tmp_path / "run", identity):
+        pass
+    before = snapshot(tmp_path)
+    code, _, errors, _ = command("--preset=quick", "--workdir=run")
+    assert code == 2
+    assert "run with config.data.name=cifar10, this one has digits" in errors
+    assert snapshot(tmp_path) == before
+
+
+def paper(tmp_path, *arguments):
+    environment = os.environ | {"XLA_FLAGS": "", "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    environment.pop("TFDS_DATA_DIR", None)
+    return subprocess.run(
+        [sys.executable, "-m", "experiments.paper", *arguments],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_help(tmp_path):
+    done = paper(tmp_path, "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    for name, field, _ in cli._fields(Config()):
+        assert name in done.stdout
+        assert field.metadata["help"].split()[0] in done.stdout
+    for name in [*PRESETS, "--workdir", "--data_dir", "--seeds", "reflection", "bfloat16"]:
+        assert name in done.stdout
+
+
+def test_a_real_process_says_one_line(tmp_path):
+    done = paper(tmp_path, "--preset=quick", "--config.batch_size=0")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: --config.batch_size=0 is not allowed (at least 1)\n"
+    assert not list(tmp_path.iterdir())
