@@ -70,10 +70,12 @@ def test_a_broken_last_line_is_ignored_and_removed(tmp_path, tail):
     assert path.read_text().count("\n") == 2
 
 
-def test_a_broken_earlier_line_is_named(tmp_path):
+@pytest.mark.parametrize("broken", ['{"a"', "{}", "3", "null", '"seed"', "[]", "\0\0"])
+def test_a_broken_earlier_line_is_named(tmp_path, broken):
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"a": 1}\n{"a"\n{"a": 2}\n')
-    with pytest.raises(ValueError, match="line 2"):
+    good = json.dumps(record(1, loss=0.5))
+    path.write_text(f"{good}\n{broken}\n{good}\n")
+    with pytest.raises(metrics.MetricsError, match="line 2"):
         metrics.read(path)
 
 
