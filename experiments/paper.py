@@ -19,7 +19,7 @@ import numpy as np
 from absl import flags
 
 from experiments import cli
-from maxent_aug import data, diagnostics, figures, metrics, report, run_folder, steps, train
+from maxent_aug import data, diagnostics, metrics, report, run_folder, steps, train
 from maxent_aug.progress import Progress, duration
 
 flags.adopt_module_key_flags(cli)
@@ -139,6 +139,8 @@ def _figures(
     workdir: Path, images: np.ndarray, records: list[Any], shown: dict[str, dict[str, Any]]
 ) -> list[tuple[Path, str, str]]:
     """Draws the figures: (path, title, caption) for the report."""
+    from maxent_aug import figures  # matplotlib writes a cache of fonts when it is imported
+
     branches = list(shown)
 
     def of_all(name: str) -> np.ndarray:
