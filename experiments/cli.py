@@ -155,13 +155,14 @@ def _parse(argv: list[str]) -> list[str]:
     except SystemExit:
         sys.exit(0)
     except flags.Error as error:
-        _fail(error, 2)
+        fail(error, 2)
     if len(rest) > 1:
-        _fail(UsageError(f"argument {rest[1]!r} is not a flag; flags are --name=value"), 2)
+        fail(UsageError(f"argument {rest[1]!r} is not a flag; flags are --name=value"), 2)
     return rest
 
 
-def _fail(error: BaseException, code: int) -> NoReturn:
+def fail(error: BaseException, code: int) -> NoReturn:
+    """Ends the process with the error in one line."""
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
     sys.exit(code)
 
@@ -225,9 +226,9 @@ def run(experiment: str, main: Callable[[Settings], None]) -> NoReturn:
                 jax.config.update("jax_compilation_cache_dir", str(cache / "maxent_aug" / "jax"))
             main(settings)
         except (UsageError, RunFolderError, MetricsError, CheckpointError) as error:
-            _fail(error, 2)
+            fail(error, 2)
         except (NonFiniteLoss, OSError) as error:
-            _fail(error, 1)
+            fail(error, 1)
         except Interrupted as error:
             print(f"{error}; {again}", file=sys.stderr)
             sys.exit(128 + error.signal_number)
