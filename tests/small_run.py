@@ -1,0 +1,106 @@
+"""All phases of the paper on 48 digits, in seconds.
+
+`python tests/small_run.py --preset=quick --workdir=...` is the same behind the command line.
+"""
+
+import dataclasses
+from functools import cache, partial
+from pathlib import Path
+from unittest import mock
+
+import jax
+import numpy as np
+from sklearn.datasets import load_digits
+
+from maxent_aug import checkpoint, metrics, models, run_folder, train
+from maxent_aug.config import PRESETS, Augmenter, Config, Epochs
+from maxent_aug.data import Dataset
+
+CONFIG = dataclasses.replace(
+    PRESETS["quick"],
+    epochs=Epochs(2, 2, 2),
+    augmenter=Augmenter(learning_rate=1e-3, loss_forms=("intended",)),
+    batch_size=16,
+    eval_batch_size=16,
+)
+TIMING = ("seconds", "images_per_second")
+
+
+class Silent:
+    """Progress that calls a function instead of printing."""
+
+    def __init__(self, update=lambda **_: None):
+        self.update = update
+
+    def end_line(self):
+        pass
+
+
+def digits(first, last):
+    pictures = load_digits()
+    images = (pictures.images[first:last, ..., None] * 15).astype(np.uint8)
+    return Dataset(images, pictures.target[first:last].astype(np.int32), tuple("0123456789"))
+
+
+@cache
+def phases(config: Config = CONFIG):
+    tiny = partial(models.ResNet, stage_sizes=(1,), width=4)
+    with mock.patch.object(models, "ResNetSmall", tiny):
+        return train.schedule(config, (8, 8, 1), 10)
+
+
+@cache
+def mesh(devices: int = 1):
+    return train.make_mesh(jax.devices()[:devices])
+
+
+@cache
+def data(devices: int = 1):
+    return train.put_data(digits(0, 48), digits(100, 125), mesh(devices))
+
+
+def go(workdir, *, config=CONFIG, update=lambda **_: None, devices=1, seeds=1, legs=None):
+    """Runs, or goes on with, all phases: their final states by (seed, name of the phase)."""
+    legs = legs or phases(config)
+    with (
+        metrics.MetricsWriter(workdir) as writer,
+        train.stop_on_signals() as stop,
+    ):
+        clock = train.Clock(legs, seeds)
+        run = train.Run(
+            config,
+            Path(workdir),
+            data(devices),
+            mesh(devices),
+            writer,
+            Silent(update),
+            clock,
+            stop,
+        )
+        final = {}
+        for seed in range(seeds):
+            states = {None: None}
+            for phase in legs:
+                states[phase] = train.train_phase(run, phase, seed, states[phase.follows])
+                final[seed, phase.name] = states[phase]
+    return final
+
+
+def outcome(workdir, final):
+    """What must not depend on interruptions: digests of all final states, and the metrics."""
+    lines = metrics.read(Path(workdir) / "metrics.jsonl")
+    kept = [{k: v for k, v in line.items() if k not in TIMING} for line in lines]
+    return {name: checkpoint.digest(state) for name, state in final.items()}, kept
+
+
+def main(settings):
+    config = dataclasses.replace(CONFIG, epochs=settings.config.epochs)
+    with run_folder.open_run_folder(settings.workdir, settings.identity):
+        go(settings.workdir, config=config, update=lambda **_: print("step", flush=True))
+    print("done")
+
+
+if __name__ == "__main__":
+    from experiments import cli
+
+    cli.run("small_run", main)

@@ -1,0 +1,420 @@
+"""Runs that survive: whatever stops one, it ends bit-equal to one that was never stopped."""
+
+import dataclasses
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import small_run
+
+from maxent_aug import checkpoint, metrics, steps, train
+from maxent_aug.run_folder import RunFolderError
+
+STEPS = 3  # an epoch
+# tensorstore's threads report to an event loop that orbax closed at the first damaged array.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+ROOT = Path(__file__).parent.parent
+
+
+class Watcher:
+    """Copies a folder whenever a file in it is about to be made, moved or removed."""
+
+    def __init__(self):
+        self.workdir = self.copies = None
+        sys.addaudithook(self.event)
+
+    def event(self, name, args):
+        interesting = name in ("os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.rmtree")
+        if self.workdir and interesting and str(self.workdir) in str(args[0]):
+            self.copy()
+
+    def copy(self):
+        workdir, self.workdir = self.workdir, None  # copying makes events, too
+        shutil.copytree(workdir, self.copies / f"{len(list(self.copies.iterdir())):04}")
+        self.workdir = workdir
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation():
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """(outcome, folder, copies of the folder as kills at all moments would leave it)."""
+    watcher = Watcher()
+    workdir, watcher.copies = tmp_path_factory.mktemp("run"), tmp_path_factory.mktemp("copies")
+    watcher.workdir = workdir
+    with pytest.MonkeyPatch.context() as patch:
+        write = metrics.MetricsWriter.write
+
+        def write_and_copy(self, record):
+            write(self, record)
+            watcher.copy()
+
+        patch.setattr(metrics.MetricsWriter, "write", write_and_copy)
+        final = small_run.go(workdir)
+    watcher.workdir = None
+    assert compilations() <= len(small_run.phases())
+    return small_run.outcome(workdir, final), workdir, sorted(watcher.copies.iterdir())
+
+
+@pytest.fixture
+def copy(uninterrupted, tmp_path):
+    """The finished run in a folder of its own."""
+    return Path(shutil.copytree(uninterrupted[1], tmp_path / "run"))
+
+
+def check_equal(workdir, final, expected):
+    digests, lines = small_run.outcome(workdir, final)
+    assert digests == expected[0]
+    assert lines == expected[1]
+
+
+def test_a_kill_at_any_moment_changes_nothing(uninterrupted, tmp_path):
+    """What SIGKILL leaves is the files of a moment; MAXENT_KILLS=all tries each."""
+    expected, _, copies = uninterrupted
+    assert len(copies) > 50
+    wanted = os.environ.get("MAXENT_KILLS", "6")
+    chosen = np.random.default_rng(0).permutation(len(copies))
+    for number in chosen if wanted == "all" else chosen[: int(wanted)]:
+        workdir = tmp_path / str(number)
+        shutil.copytree(copies[number], workdir)
+        check_equal(workdir, small_run.go(workdir), expected)
+        assert not list(workdir.glob("**/*tmp*"))
+
+
+@pytest.mark.parametrize("updates", [1, STEPS + 1, 2 * STEPS + 3, 19, 27])
+def test_a_signal_saves_at_once(uninterrupted, tmp_path, updates):
+    """In each phase, in the middle of an epoch and at its end."""
+    number = signal.SIGTERM if updates % 2 else signal.SIGINT
+    done = 0
+
+    def update(**_):
+        nonlocal done
+        done += 1
+        if done == updates:
+            os.kill(os.getpid(), number)
+
+    with pytest.raises(train.Interrupted, match=r"stopped in phase .*, epoch \d, step \d") as error:
+        small_run.go(tmp_path, update=update)
+    assert error.value.signal_number == number
+    assert done <= updates + 1  # the epoch's end is told, too
+    check_equal(tmp_path, small_run.go(tmp_path), uninterrupted[0])
+
+
+def test_a_signal_before_the_first_step_stops_before_it_is_compiled(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "train_program", lambda *_, **__: pytest.fail("compiled"))
+    real = checkpoint.restore_newest
+
+    def restore(manager, like):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return real(manager, like)
+
+    monkeypatch.setattr(checkpoint, "restore_newest", restore)
+    with pytest.raises(train.Interrupted, match="phase pretrain, epoch 1, step 0"):
+        small_run.go(tmp_path)
+
+
+def test_a_process_killed_while_it_writes_a_checkpoint(tmp_path, uninterrupted):
+    """SIGTERM to a real command line, then SIGKILL during a write; then to the end from here."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+    workdir = tmp_path / "run"
+    epochs = [f"--config.epochs.{kind}=2" for kind in train.KINDS]
+    command = [sys.executable, "tests/small_run.py", "--preset=quick", f"--workdir={workdir}"]
+    command += ["--nocompilation_cache"]
+
+    def start():
+        return subprocess.Popen(
+            command + epochs,
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    process = start()
+    for _ in range(2):
+        process.stdout.readline()
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate()
+    assert process.returncode == 128 + signal.SIGTERM, errors
+    assert "stopped in phase pretrain, epoch 1" in errors
+    assert "run the same command to resume" in errors
+    assert errors.count("\n") == 1
+    process = start()
+    while process.poll() is None and not list(workdir.glob("checkpoints/*/*/*tmp*")):
+        pass
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    process.communicate()
+    check_equal(workdir, small_run.go(workdir), uninterrupted[0])
+
+
+def files_of_newest(workdir, phase):
+    folder = workdir / "checkpoints" / "seed0" / phase
+    newest = folder / str(checkpoint.saved_steps(folder)[0])
+    return newest, sorted(p for p in newest.rglob("*") if p.is_file())
+
+
+def damage(path, how):
+    content = path.read_bytes()
+    if how == "deleted":
+        path.unlink()
+    elif how == "truncated":
+        path.write_bytes(content[: len(content) // 2])
+    else:
+        path.write_bytes(bytes(len(content)))
+
+
+@pytest.mark.parametrize("how", ["deleted", "truncated", "zeroed"])
+def test_damage_to_the_newest_checkpoint(copy, uninterrupted, how, caplog):
+    """A phase that others follow, all of its files at once."""
+    newest, files = files_of_newest(copy, "pretrain")
+    for path in files:
+        damage(path, how)
+    check_same_but_order(copy, uninterrupted[0])
+    assert f"checkpoint {newest} is damaged, skipped" in caplog.text
+    caplog.clear()
+    check_same_but_order(copy, uninterrupted[0])
+    assert not caplog.text
+
+
+def check_same_but_order(workdir, expected):
+    """A phase that is trained again writes its lines after those of later phases."""
+    digests, lines = small_run.outcome(workdir, small_run.go(workdir))
+    assert digests == expected[0]
+    assert sorted(map(str, lines)) == sorted(map(str, expected[1]))
+
+
+def test_all_checkpoints_damaged(copy):
+    for step in (copy / "checkpoints" / "seed0" / "intended-augment").iterdir():
+        shutil.rmtree(step / "tree")
+    for _ in range(2):
+        with pytest.raises(checkpoint.CheckpointError, match="intended-augment can be read; del"):
+            small_run.go(copy)
+
+
+def test_a_deleted_phase_is_trained_again(copy, uninterrupted):
+    shutil.rmtree(copy / "checkpoints" / "seed0" / "intended-augment")
+    check_same_but_order(copy, uninterrupted[0])
+
+
+def test_metrics_removed_or_damaged_under_a_finished_run(copy):
+    path = copy / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.unlink()
+    with pytest.raises(RunFolderError, match="lacks epoch 1 of phase pretrain, seed 0; put"):
+        small_run.go(copy)
+    path.write_text("".join(lines[:3] + lines[4:]))
+    with pytest.raises(RunFolderError, match="lacks epoch 2 of phase baseline-finetune"):
+        small_run.go(copy)
+    path.write_text("".join([*lines[:3], "{broken\n", *lines[4:]]))
+    with pytest.raises(metrics.MetricsError, match="line 4"):
+        small_run.go(copy)
+
+
+def test_more_seeds_go_on_with_the_new_ones_only(copy, uninterrupted):
+    before = (copy / "metrics.jsonl").read_text()
+    small_run.go(copy, seeds=2)
+    after = (copy / "metrics.jsonl").read_text()
+    assert after.startswith(before)
+    assert [r["seed"] for r in metrics.read(copy / "metrics.jsonl")] == [0] * 8 + [1] * 8
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(copy):
+    pretrain, baseline = small_run.phases()[:2]
+    tx = optax.adam(1e30)
+
+    def begin(start, key):
+        state = baseline.begin(start, key)
+        optimizer = tx.init(state.classifier.params)
+        return state.replace(classifier=state.classifier.replace(tx=tx, opt_state=optimizer))
+
+    folder = copy / "checkpoints" / "seed0"
+    shutil.rmtree(folder / "baseline-finetune")
+    legs = (pretrain, dataclasses.replace(baseline, begin=begin))
+    place = r"is not finite in phase baseline-finetune, epoch 1, step \d, seed 0"
+    words = f"{place}; last good checkpoint: {folder / 'pretrain' / '6'}; "
+    for _ in range(2):
+        with pytest.raises(train.NonFiniteLoss, match=words):
+            small_run.go(copy, legs=legs)
+    assert not checkpoint.saved_steps(folder / "baseline-finetune")
+
+
+def spoil(grads, state, params=None):
+    """An optimiser that keeps the weights, but for one step that makes them NaN."""
+    del params
+    count, bad_step = state
+    updates = jax.tree.map(lambda g: jnp.where(count + 1 == bad_step, jnp.nan, 0 * g), grads)
+    return updates, (count + 1, bad_step)
+
+
+SPOILER = optax.GradientTransformation(lambda _: (), spoil)
+
+
+@pytest.mark.parametrize("interrupt", [False, True])
+@pytest.mark.parametrize("bad_step", [2, STEPS, STEPS + 1])
+def test_weights_that_are_not_finite_are_never_saved(tmp_path, bad_step, interrupt):
+    """The loss of the step that spoils them was finite."""
+    pretrain = small_run.phases()[0]
+
+    def begin(start, key):
+        classifier = pretrain.begin(start, key).classifier
+        count = jnp.zeros((), jnp.int32), jnp.int32(bad_step)
+        return steps.State(classifier.replace(tx=SPOILER, opt_state=count))
+
+    def update(**_):
+        nonlocal done
+        done += 1
+        if interrupt and done == bad_step + (bad_step > STEPS):  # an epoch's end counts, too
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    done = 0
+    phase = dataclasses.replace(pretrain, begin=begin)
+    with pytest.raises(train.NonFiniteLoss, match=r"phase pretrain, epoch \d, step \d"):
+        small_run.go(tmp_path, update=update, legs=(phase,))
+    expected = [STEPS] if bad_step > STEPS else []
+    assert checkpoint.saved_steps(tmp_path / "checkpoints" / "seed0" / "pretrain") == expected
+
+
+def begin_all():
+    """Each phase with a state to start it from, untrained."""
+    states = {None: None}
+    for phase in small_run.phases():
+        states[phase] = phase.begin(states[phase.follows], jax.random.key(0))
+    return states
+
+
+def run_steps(phase, state, devices, count, calls=None, batch_size=16):
+    """`count` steps in one call, or single ones: (state, sums)."""
+    mesh, data = small_run.mesh(devices), small_run.data(devices)
+    replicated = jax.NamedSharding(mesh, jax.P())
+    names = train._metric_names(phase, state, data)
+    sums = train.zero_sums(names, mesh)
+    order = jax.device_put(np.arange(48, dtype=np.int32), replicated)
+    state = jax.device_put(jax.tree.map(jnp.copy, state), replicated)
+    program = train.train_program(phase.step, mesh, batch_size, unrolled=calls is None)
+    for first in range(0, count, calls or 1):
+        last = min(first + (calls or 1), count)
+        bounds = jax.device_put((np.int32(first), np.int32(last)), replicated)
+        state, sums = program(state, sums, data, order, *bounds)
+    return jax.device_get((state, sums))
+
+
+@pytest.mark.parametrize("index", [0, 2, 3])
+def test_one_device_and_eight_agree(index):
+    phase = small_run.phases()[index]
+    state = begin_all()[phase]
+    one, eight = (run_steps(phase, state, devices, STEPS) for devices in (1, 8))
+    chex.assert_trees_all_close(one[1], eight[1], rtol=1e-4, atol=1e-5)
+    assert_states_close(one[0], eight[0])
+
+
+def assert_states_close(a, b):
+    """Adam divides by its own noise where a gradient is near zero, so not every weight agrees."""
+    for name in ("classifier", "augmenter", "discriminator"):
+        if getattr(a, name) is not None:
+            x, y = (jax.flatten_util.ravel_pytree(getattr(s, name).params)[0] for s in (a, b))
+            assert np.linalg.norm(x - y) <= 1e-3 * np.linalg.norm(x)
+    chex.assert_trees_all_close(
+        a.classifier.batch_stats, b.classifier.batch_stats, rtol=1e-3, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("index", [0, 2])
+def test_a_loop_of_steps_equals_single_steps(index):
+    phase = small_run.phases()[index]
+    state = begin_all()[phase]
+    single, looped = (run_steps(phase, state, 1, STEPS, calls) for calls in (None, 2))
+    chex.assert_trees_all_close(single[1], looped[1], rtol=1e-4, atol=1e-5)
+    assert_states_close(single[0], looped[0])
+
+
+def test_phases_change_only_what_they_train(uninterrupted):
+    final = small_run.go(uninterrupted[1])
+    pretrain, augment, finetune = (
+        final[0, name] for name in ("pretrain", "intended-augment", "intended-finetune")
+    )
+    chex.assert_trees_all_equal(augment.classifier, pretrain.classifier)
+    chex.assert_trees_all_equal(finetune.augmenter, augment.augmenter)
+    assert finetune.discriminator is None
+    assert checkpoint.digest(finetune.classifier) != checkpoint.digest(augment.classifier)
+    stats = (s.classifier.batch_stats for s in (augment, finetune))
+    assert checkpoint.digest(next(stats)) != checkpoint.digest(next(stats))
+
+
+def compilations():
+    """Of the training steps; phases with the same step share a program that has one for each."""
+    mesh, legs = small_run.mesh(), small_run.phases()
+    programs = {train.train_program(leg.step, mesh, 16, unrolled=True) for leg in legs}
+    return sum(program._cache_size() for program in programs)
+
+
+def test_one_compilation_a_phase_also_after_resume(uninterrupted, tmp_path):
+    """Of a run, of one that is stopped in each phase and resumed, and of a second seed."""
+
+    def update(epoch_done=False, **where):
+        place = where["branch"], where["phase"]
+        if not epoch_done and where["epoch"] == 2 and place not in stopped:
+            stopped.add(place)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = compilations()
+    stopped = set()
+    for _ in small_run.phases():
+        with pytest.raises(train.Interrupted):
+            small_run.go(tmp_path, update=update)
+    small_run.go(tmp_path, seeds=2)
+    assert compilations() == before
+
+
+def test_an_epoch_makes_no_implicit_transfer(tmp_path, monkeypatch):
+    real = train._train_epoch
+
+    def guarded(*args):
+        with jax.transfer_guard("disallow"):
+            return real(*args)
+
+    monkeypatch.setattr(train, "_train_epoch", guarded)
+    small_run.go(tmp_path)
+
+
+@pytest.mark.parametrize(("devices", "batch_size"), [(1, 7), (1, 25), (1, 10**12), (8, 7), (8, 16)])
+def test_evaluation_covers_every_image(devices, batch_size):
+    """Equal to a loop over the 25 images, one at a time."""
+    data = small_run.data(devices)
+
+    def values(state, images, labels):
+        return {"sum": images.sum((1, 2, 3)) * state, "label": labels}
+
+    got = train.evaluate(values, np.float32(2), data, small_run.mesh(devices), batch_size)
+    images = jax.device_get(data.test_images).astype(np.float32) / 255
+    mean, sd = jax.device_get((data.mean, data.sd))
+    expected = [2 * ((image - mean) / sd).sum() for image in images]
+    np.testing.assert_allclose(got["sum"], expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(got["label"], small_run.digits(100, 125).labels)
+
+
+def test_clock():
+    clock = train.Clock(small_run.phases(), 1)
+    assert clock.seconds_left() is None
+    clock.tick("pretrain", 4.0)
+    clock.tick("pretrain", 2.0)
+    clock.skip("augment", 2)
+    assert clock.seconds_left() == 4 * 2.0
+    assert math.isfinite(clock.seconds_left())
