@@ -95,10 +95,10 @@ PRESETS = {
     "paper": Config(),
     "cifar10_small": Config(
         data=Data(train_examples=5000),
-        epochs=Epochs(pretrain=12, augment=8, finetune=8),
+        epochs=Epochs(pretrain=20, augment=8, finetune=8),
         # In so few steps Adam at 0.1 leaves the training set unfitted, and then there is no
         # collapse to be seen.
-        classifier=Classifier("ResNetSmall", learning_rate=3e-3, finetune_learning_rate=3e-4),
+        classifier=Classifier("ResNetSmall", learning_rate=1e-3, finetune_learning_rate=1e-4),
         batch_size=50,
     ),
     "quick": Config(
