@@ -137,8 +137,7 @@ def _configure(preset: Config) -> Config:
             name, value = prefix + field.name, getattr(config, field.name)
             if dataclasses.is_dataclass(value):
                 values[field.name] = overlay(value, name + ".")
-            elif flags.FLAGS[name].value is not None:
-                given = flags.FLAGS[name].value
+            elif (given := flags.FLAGS[name].value) is not None:
                 values[field.name] = tuple(given) if isinstance(value, tuple) else given
         return dataclasses.replace(config, **values)
 

@@ -77,14 +77,15 @@ def main(settings: cli.Settings) -> None:
 
 def _transforms(run: train.Run, phase: train.Phase, state: steps.State) -> dict[str, Any]:
     """What an augmenter does: `diagnostics.per_image` of all test images, pictures of the first."""
-    on_device, size = run.data, run.data.test_images.shape[1:3]
+    on_device = run.data
+    _, height, width, _ = on_device.test_images.shape
     values = train.evaluate(phase.eval_step, state, on_device, run.mesh, run.config.eval_batch_size)
     logits = values["logits_before"], values["logits_after"]
-    per_image = jax.jit(diagnostics.per_image, static_argnums=1)(values["theta"], size, *logits)
+    per_image = diagnostics.per_image(values["theta"], (height, width), *logits)
     augmented, theta = jax.jit(_augment)(state.augmenter, on_device)
     return jax.device_get(per_image) | {
         "augmented": np.asarray(augmented),
-        "words": diagnostics.describe(theta, size),
+        "words": diagnostics.describe(theta, (height, width)),
     }
 
 

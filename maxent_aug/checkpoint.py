@@ -1,6 +1,7 @@
-"""Checkpoints by orbax: atomic, finite, verified by a digest when read."""
+"""Checkpoints by orbax: atomic, finite, each file verified before it is read."""
 
 import hashlib
+import json
 import logging
 import shutil
 from pathlib import Path
@@ -11,7 +12,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+from maxent_aug.run_folder import write_json
+
 logger = logging.getLogger(__name__)
+
+# Beside the arrays: the SHA-256 of every other file. A checkpoint is whole when it has this.
+DIGESTS = "sha256.json"
 
 
 class CheckpointError(Exception):
@@ -45,15 +51,13 @@ def save(manager: ocp.CheckpointManager, step: int, tree: Any) -> None:
         # Not np.isfinite: NumPy does not know that bfloat16 is a float.
         if not bool(np.all(np.abs(leaf.astype(np.float32)) < np.inf)):
             raise NonFiniteError(f"{jax.tree_util.keystr(path)} is not finite")
-    items = ocp.args.Composite(
-        tree=ocp.args.StandardSave(tree), digest=ocp.args.JsonSave({"sha256": digest(tree)})
-    )
+    folder = Path(manager.directory) / str(step)
     try:
-        manager.save(step, args=items, force=True)
+        manager.save(step, args=ocp.args.StandardSave(tree), force=True)
+        write_json(folder / DIGESTS, _digests(folder))
     # Orbax and tensorstore wrap an error of the file system in a ValueError.
     except (OSError, ValueError) as error:
-        target = Path(manager.directory) / str(step)
-        raise OSError(f"checkpoint {target} cannot be written: {_line(error)}") from error
+        raise OSError(f"checkpoint {folder} cannot be written: {_line(error)}") from error
 
 
 def restore_newest(manager: ocp.CheckpointManager, like: Any) -> tuple[int, Any] | None:
@@ -72,13 +76,13 @@ def restore_newest(manager: ocp.CheckpointManager, like: Any) -> tuple[int, Any]
     folder = Path(manager.directory)
     steps = saved_steps(folder)
     for position, step in enumerate(steps):
-        try:
-            tree = _restore(manager, step, like)
-        # A damaged file surfaces as nearly any type, from json, zlib, tensorstore or orbax.
-        except Exception as error:
-            path = folder / str(step)
-            logger.warning("checkpoint %s is damaged, skipped: %s", path, _line(error))
+        # Before orbax opens it: what a damaged file raises there has nearly any type.
+        damage = _damage(folder / str(step))
+        if damage is not None:
+            logger.warning("checkpoint %s is damaged, skipped: %s", folder / str(step), damage)
             continue
+        abstract = jax.tree.map(_abstract, like)
+        tree = manager.restore(step, args=ocp.args.StandardRestore(abstract))
         for later in steps[:position]:
             shutil.rmtree(folder / str(later))
         manager.reload()
@@ -96,28 +100,36 @@ def saved_steps(folder: Path) -> list[int]:
     return sorted((int(p.name) for p in folder.glob("*") if p.name.isdecimal()), reverse=True)
 
 
-def _restore(manager: ocp.CheckpointManager, step: int, like: Any) -> Any:
-    abstract = jax.tree.map(_abstract, like)
-    items = ocp.args.Composite(
-        tree=ocp.args.StandardRestore(abstract), digest=ocp.args.JsonRestore()
-    )
-    restored = manager.restore(step, args=items)
-    if restored.digest["sha256"] != digest(restored.tree):
-        raise CheckpointError("its arrays are not those that were saved")
-    return restored.tree
-
-
 def _abstract(x: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
 
 
-def digest(tree: Any) -> str:
-    """SHA-256 of the bytes of a pytree's arrays, in hexadecimal."""
-    sha = hashlib.sha256()
-    for leaf in jax.tree.leaves(jax.device_get(tree)):
-        # As bytes: bfloat16 has no buffer protocol, and a view needs no copy.
-        sha.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8))
-    return sha.hexdigest()
+def _digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file of a checkpoint, by its path in the folder."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != DIGESTS)
+    return {p.relative_to(folder).as_posix(): _sha256(p) for p in files}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint's files, None if nothing is."""
+    try:
+        wanted = json.loads((folder / DIGESTS).read_bytes())
+    except (OSError, ValueError):
+        return f"it has no readable {DIGESTS}"
+    found = _digests(folder)
+    if not isinstance(wanted, dict) or not wanted:
+        return f"its {DIGESTS} lists no files"
+    for name, sha in wanted.items():
+        if name not in found:
+            return f"{name} is missing"
+        if found[name] != sha:
+            return f"{name} is not what was written"
+    return None
 
 
 def _line(error: BaseException) -> str:

@@ -59,7 +59,7 @@ class Phase:
     branch: str
     kind: str
     epochs: int
-    begin: Callable[[steps.State | None, Array], steps.State]
+    begin: Callable[..., steps.State]  # (state of the phase before or None, key) -> state
     step: Callable[..., tuple[steps.State, steps.Metrics]]
     eval_step: Callable[..., steps.Metrics]
     follows: "Phase | None" = None
@@ -85,7 +85,7 @@ def _put(mesh: Mesh, *arrays: Any) -> tuple[Any, ...]:
     return jax.device_put(arrays, NamedSharding(mesh, P()))
 
 
-def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
     """Devices, by default all, along one axis, "data"."""
     count = jax.device_count() if devices is None else len(devices)
     return jax.make_mesh((count,), ("data",), axis_types=(AxisType.Auto,), devices=devices)
@@ -94,8 +94,7 @@ def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
 def put_data(train: Dataset, test: Dataset, mesh: Mesh) -> Data:
     """Copies a data set to every device of the mesh."""
     mean, sd = channel_statistics(train.images)
-    data = Data(train.images, train.labels, test.images, test.labels, mean, sd)
-    return _put(mesh, data)[0]
+    return Data(*_put(mesh, train.images, train.labels, test.images, test.labels, mean, sd))
 
 
 def schedule(config: Config, image_shape: tuple[int, ...], num_classes: int) -> tuple[Phase, ...]:
@@ -204,9 +203,11 @@ def train_program(step: Callable, mesh: Mesh, batch_size: int, unrolled: bool) -
     ) -> tuple[Any, Any]:
         if unrolled:
             return one_step(first, state, sums, data, order)
-        return jax.lax.fori_loop(
-            first, last, lambda i, carry: one_step(i, *carry, data, order), (state, sums)
-        )
+
+        def body(i: Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
+            return one_step(i, carry[0], carry[1], data, order)
+
+        return jax.lax.fori_loop(first, last, body, (state, sums))
 
     return run
 
@@ -267,7 +268,7 @@ def _order_program(mesh: Mesh, examples: int) -> Callable:
 def stop_on_signals() -> Iterator[list[int]]:
     """Within it, SIGINT and SIGTERM are noted in a list; a second one acts at once."""
     received: list[int] = []
-    previous = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    previous = {int(s): signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
 
     def note(number: int, frame: Any) -> None:
         del frame
@@ -526,7 +527,7 @@ def _record(run: Run, phase: Phase, at: Epoch) -> dict[str, float]:
         theta, before, after = (values.pop(k) for k in ("theta", "logits_before", "logits_after"))
         size = run.data.test_images.shape[1:3]
         theta, before, after = _put(run.mesh, theta, before, after)
-        collapse = jax.jit(diagnostics.collapse, static_argnums=1)(theta, size, before, after)
+        collapse = diagnostics.collapse(theta, size, before, after)
         record |= {name: float(value) for name, value in jax.device_get(collapse).items()}
     return record | {f"test_{name}": float(value.mean()) for name, value in values.items()}
 

@@ -1,18 +1,13 @@
 """Damage of every kind to every file of a checkpoint, and what may not be saved."""
 
 import shutil
-import time
 
 import chex
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from maxent_aug import checkpoint
-
-# tensorstore's threads report to an event loop that orbax closed at the first damaged array.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
 def tree(value):
@@ -70,51 +65,57 @@ def damage(path, how):
 
 @pytest.mark.parametrize("how", ["deleted", "truncated", "emptied", "zeroed"])
 def test_each_file_of_the_newest_damaged_in_turn(saved, tmp_path, caplog, how):
-    """Either the content is whole all the same, or it is named and the one before is read."""
-    skipped = 0
+    """It is named, and the one before is read."""
     files = [p.relative_to(saved) for p in (saved / "3").rglob("*") if p.is_file()]
     assert len(files) > 5
     for number, name in enumerate(files):
+        if how in ("truncated", "emptied", "zeroed") and not (saved / name).stat().st_size:
+            continue  # nothing to damage
         folder = shutil.copytree(saved, tmp_path / str(number))
         damage(folder / name, how)
         caplog.clear()
         step, restored = restore(folder)
-        chex.assert_trees_all_equal(restored, tree(step))
-        if step == 2:
-            skipped += 1
-            assert f"checkpoint {folder / '3'} is damaged, skipped: " in caplog.text
-            assert caplog.text.count("\n") == 1
-            assert checkpoint.saved_steps(folder) == [2]
-    assert skipped >= 3
+        assert step == 2, name
+        chex.assert_trees_all_equal(restored, tree(2))
+        assert f"checkpoint {folder / '3'} is damaged, skipped: " in caplog.text
+        assert name.name in caplog.text
+        assert caplog.text.count("\n") == 1
+        assert checkpoint.saved_steps(folder) == [2]
 
 
-def test_a_flipped_bit_in_the_arrays_is_found(saved, tmp_path, caplog):
-    found = 0
-    for number, seed in enumerate(range(12)):
-        folder = shutil.copytree(saved, tmp_path / str(number))
+def test_a_flipped_bit_is_found(saved, tmp_path, caplog):
+    for seed in range(12):
+        folder = shutil.copytree(saved, tmp_path / str(seed))
         generator = np.random.default_rng(seed)
-        files = sorted(p for p in (folder / "3" / "tree").rglob("d/*") if p.is_file())
+        files = sorted(p for p in (folder / "3").rglob("*") if p.is_file() and p.stat().st_size)
         path = max(files, key=lambda p: p.stat().st_size) if seed % 2 else generator.choice(files)
         content = bytearray(path.read_bytes())
         content[generator.integers(len(content))] ^= 1 << generator.integers(8)
         path.write_bytes(content)
         step, restored = restore(folder)
-        chex.assert_trees_all_equal(restored, tree(step))
-        found += step == 2
-    assert found >= 3
-    assert caplog.text.count("is damaged, skipped") == found
+        assert step == 2, path
+        chex.assert_trees_all_equal(restored, tree(2))
+    assert caplog.text.count("is damaged, skipped") == 12
 
 
-def test_arrays_of_another_checkpoint_are_found_by_the_digest(folder, caplog):
-    shutil.rmtree(folder / "3" / "tree")
-    shutil.copytree(folder / "2" / "tree", folder / "3" / "tree")
+def test_arrays_of_another_checkpoint_are_found(folder, caplog):
+    for item in ("2", "3"):
+        assert (folder / item / "default").is_dir()
+    shutil.rmtree(folder / "3" / "default")
+    shutil.copytree(folder / "2" / "default", folder / "3" / "default")
     assert restore(folder)[0] == 2
-    assert "its arrays are not those that were saved" in caplog.text
+    assert "default/" in caplog.text
+
+
+def test_a_kill_before_the_list_of_digests_costs_one_checkpoint(folder, caplog):
+    (folder / "3" / checkpoint.DIGESTS).unlink()
+    assert restore(folder)[0] == 2
+    assert "it has no readable sha256.json" in caplog.text
 
 
 def test_all_bad_refuses_and_removes_nothing(folder):
     for step in ("2", "3"):
-        (folder / step / "digest" / "metadata").unlink()
+        (folder / step / checkpoint.DIGESTS).write_text("{}")
     before = sorted(folder.rglob("*"))
     for _ in range(2):
         with pytest.raises(checkpoint.CheckpointError, match=f"no checkpoint in {folder} can be"):
@@ -123,7 +124,7 @@ def test_all_bad_refuses_and_removes_nothing(folder):
 
 
 def test_training_goes_on_after_a_damaged_one(folder):
-    shutil.rmtree(folder / "3" / "tree")
+    shutil.rmtree(folder / "3" / "default")
     with checkpoint.open_manager(folder) as manager:
         assert checkpoint.restore_newest(manager, tree(0))[0] == 2
         checkpoint.save(manager, 3, tree(30))
@@ -146,16 +147,6 @@ def test_nothing_that_is_not_finite_is_saved(folder, value, dtype):
 
 def test_what_a_kill_left_half_written_is_removed(folder):
     shutil.copytree(folder / "3", folder / "4.orbax-checkpoint-tmp")
-    shutil.rmtree(folder / "4.orbax-checkpoint-tmp" / "digest")
+    (folder / "4.orbax-checkpoint-tmp" / checkpoint.DIGESTS).unlink()
     assert restore(folder)[0] == 3
     assert sorted(p.name for p in folder.iterdir()) == ["2", "3"]
-
-
-def test_the_digest_is_of_all_bytes_and_cheap():
-    assert checkpoint.digest(tree(1)) == checkpoint.digest(jax.device_get(tree(1)))
-    for name in ("weights", "half", "step"):
-        changed = tree(1) | {name: tree(2)[name]}
-        assert checkpoint.digest(changed) != checkpoint.digest(tree(1))
-    started = time.process_time()
-    checkpoint.digest(np.zeros(2**23, np.float32))  # 32 MB
-    assert time.process_time() - started < 1

@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import hashlib
 from functools import cache, partial
 from pathlib import Path
 from unittest import mock
@@ -12,7 +13,7 @@ import jax
 import numpy as np
 from sklearn.datasets import load_digits
 
-from maxent_aug import checkpoint, metrics, models, run_folder, train
+from maxent_aug import metrics, models, run_folder, train
 from maxent_aug.config import PRESETS, Augmenter, Config, Epochs
 from maxent_aug.data import Dataset
 
@@ -86,11 +87,19 @@ def go(workdir, *, config=CONFIG, update=lambda **_: None, devices=1, seeds=1, l
     return final
 
 
+def digest(tree):
+    """SHA-256 of the bytes of a pytree's arrays."""
+    sha = hashlib.sha256()
+    for leaf in jax.tree.leaves(jax.device_get(tree)):
+        sha.update(np.asarray(leaf).tobytes())
+    return sha.hexdigest()
+
+
 def outcome(workdir, final):
     """What must not depend on interruptions: digests of all final states, and the metrics."""
     lines = metrics.read(Path(workdir) / "metrics.jsonl")
     kept = [{k: v for k, v in line.items() if k not in TIMING} for line in lines]
-    return {name: checkpoint.digest(state) for name, state in final.items()}, kept
+    return {name: digest(state) for name, state in final.items()}, kept
 
 
 def main(settings):
