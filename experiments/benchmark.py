@@ -200,8 +200,10 @@ def _step_case(architecture: str, precision: str, batch: int | None) -> Case:
     )
 
 
-def training_steps(architecture: str, precision: str, batch: int) -> dict[str, peers.Contender]:
-    """A step of each phase at 32x32x3, and of phase 1 in PyTorch, on the same images and weights.
+def training_steps(
+    architecture: str, precision: str, batch: int, size: int = 32
+) -> dict[str, peers.Contender]:
+    """A step of each phase on images [batch, size, size, 3], and of phase 1 in PyTorch, on the same images and weights.
 
     A new augmenter is the identity, so that phase 3 must have phase 1's losses.
     """
@@ -211,7 +213,7 @@ def training_steps(architecture: str, precision: str, batch: int) -> dict[str, p
         compute_dtype=precision.replace("tf32", "float32"),
     )
     key, random = jax.random.key(0), np.random.default_rng(0)
-    images = random.normal(size=(batch, 32, 32, 3)).astype(np.float32)
+    images = random.normal(size=(batch, size, size, 3)).astype(np.float32)
     labels = random.integers(0, 10, batch, np.int32)
     pretrain, _, augment, finetune = train.schedule(config, images.shape[1:], 10)
     plain = pretrain.begin(None, key)
