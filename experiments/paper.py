@@ -19,7 +19,8 @@ import numpy as np
 from absl import flags
 
 from experiments import cli
-from maxent_aug import data, diagnostics, metrics, report, run_folder, steps, train
+from maxent_aug import data, diagnostics, metrics, programs, report, run_folder, steps, train
+from maxent_aug.phases import Phase, schedule
 from maxent_aug.progress import Progress, duration
 
 flags.adopt_module_key_flags(cli)
@@ -38,8 +39,8 @@ def main(settings: cli.Settings) -> None:
     """Trains all branches for all seeds, and writes what came out to the run's folder."""
     config = settings.config
     train_set, test_set = cli.load_data(config, settings.data_dir)
-    mesh = train.make_mesh()
-    phases = train.schedule(config, train_set.images.shape[1:], len(train_set.class_names))
+    mesh = programs.make_mesh()
+    phases = schedule(config, train_set.images.shape[1:], len(train_set.class_names))
     with (
         run_folder.open_run_folder(settings.workdir, settings.identity),
         metrics.MetricsWriter(settings.workdir) as writer,
@@ -52,11 +53,11 @@ def main(settings: cli.Settings) -> None:
             chosen = train_set
             if config.data.train_examples:
                 chosen = data.subset(train_set, config.data.train_examples, seed)
-            on_device = train.put_data(chosen, test_set, mesh)
+            on_device = programs.put_data(chosen, test_set, mesh)
             run = train.Run(
                 config, settings.workdir, on_device, mesh, writer, progress, clock, stop
             )
-            final: dict[train.Phase | None, Any] = {None: None}
+            final: dict[Phase | None, Any] = {None: None}
             for phase in phases:
                 final[phase] = train.train_phase(run, phase, seed, final[phase.follows])
                 if seed == 0 and phase.kind == "augment":
@@ -75,11 +76,13 @@ def main(settings: cli.Settings) -> None:
     _print(settings, result)
 
 
-def _transforms(run: train.Run, phase: train.Phase, state: steps.State) -> dict[str, Any]:
+def _transforms(run: train.Run, phase: Phase, state: steps.State) -> dict[str, Any]:
     """What an augmenter does: `diagnostics.per_image` of all test images, pictures of the first."""
     on_device = run.data
     _, height, width, _ = on_device.test_images.shape
-    values = train.evaluate(phase.eval_step, state, on_device, run.mesh, run.config.eval_batch_size)
+    values = programs.evaluate(
+        phase.eval_step, state, on_device, run.mesh, run.config.eval_batch_size
+    )
     logits = values["logits_before"], values["logits_after"]
     per_image = diagnostics.per_image(values["theta"], (height, width), *logits)
     augmented, theta = jax.jit(_augment)(state.augmenter, on_device)
@@ -89,7 +92,7 @@ def _transforms(run: train.Run, phase: train.Phase, state: steps.State) -> dict[
     }
 
 
-def _augment(augmenter: steps.ModelState, on_device: train.Data) -> tuple[jax.Array, jax.Array]:
+def _augment(augmenter: steps.ModelState, on_device: programs.Data) -> tuple[jax.Array, jax.Array]:
     """The first test images augmented, as uint8, and their theta."""
     mean, sd = on_device.mean, on_device.sd
     augmented, theta = augmenter(steps.normalize(on_device.test_images[:PICTURES], mean, sd))

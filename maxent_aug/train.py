@@ -1,4 +1,4 @@
-"""Phases in order: the loop, sharding, checkpoints, metrics.
+"""Phases in order: the loop, checkpoints, metrics, signals.
 
 A run is a tuple of phases. A phase starts from the final state of the one it follows, trains some
 networks for some epochs, and ends in a checkpoint; so a run that was stopped anywhere goes on
@@ -9,35 +9,26 @@ import math
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from flax import linen as nn
-from flax import struct
 from jax import Array
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from maxent_aug import checkpoint, diagnostics, metrics, models, steps
+from maxent_aug import checkpoint, diagnostics, metrics, programs, steps
 from maxent_aug.config import Config
-from maxent_aug.data import Dataset, channel_statistics
 from maxent_aug.metrics import MetricsWriter
+from maxent_aug.phases import KINDS, Phase
 from maxent_aug.progress import Progress
 from maxent_aug.run_folder import RunFolderError
-
-# All that is random in a phase is drawn from fold_in(key(seed), KINDS.index(kind)).
-KINDS = ("pretrain", "augment", "finetune")
-NEVER = np.iinfo(np.int32).max
-# Compiled programs are kept from one seed to the next, but not for ever.
-keep_programs = lru_cache(maxsize=32)
 
 
 class NonFiniteLoss(Exception):
@@ -50,218 +41,6 @@ class Interrupted(Exception):
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
         self.signal_number = signal_number
-
-
-@dataclass(frozen=True)
-class Phase:
-    """One leg of a run: which networks are trained, how long, and from which phase's end."""
-
-    branch: str
-    kind: str
-    epochs: int
-    begin: Callable[..., steps.State]  # (state of the phase before or None, key) -> state
-    step: Callable[..., tuple[steps.State, steps.Metrics]]
-    eval_step: Callable[..., steps.Metrics]
-    follows: "Phase | None" = None
-
-    @property
-    def name(self) -> str:
-        return self.kind if self.branch == self.kind else f"{self.branch}-{self.kind}"
-
-
-class Data(struct.PyTreeNode):
-    """A data set on the device: uint8 images, int32 labels, the training images' statistics."""
-
-    train_images: Array
-    train_labels: Array
-    test_images: Array
-    test_labels: Array
-    mean: Array
-    sd: Array
-
-
-def _put(mesh: Mesh, *arrays: Any) -> tuple[Any, ...]:
-    """Copies to all devices, explicitly, so that a transfer guard may forbid what is not meant."""
-    return jax.device_put(arrays, NamedSharding(mesh, P()))
-
-
-def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
-    """Devices, by default all, along one axis, "data"."""
-    count = jax.device_count() if devices is None else len(devices)
-    return jax.make_mesh((count,), ("data",), axis_types=(AxisType.Auto,), devices=devices)
-
-
-def put_data(train: Dataset, test: Dataset, mesh: Mesh) -> Data:
-    """Copies a data set to every device of the mesh."""
-    mean, sd = channel_statistics(train.images)
-    return Data(*_put(mesh, train.images, train.labels, test.images, test.labels, mean, sd))
-
-
-def schedule(config: Config, image_shape: tuple[int, ...], num_classes: int) -> tuple[Phase, ...]:
-    """The paper's protocol: pretrain, then the baseline, then phases 2 and 3 for each loss form.
-
-    Args:
-      config: the run's.
-      image_shape: (H, W, C).
-      num_classes: m.
-    """
-    classifier = getattr(models, config.classifier.architecture)(
-        num_classes, dtype=jnp.dtype(config.compute_dtype)
-    )
-    augmenter = models.Augmenter(padding_mode=config.augmenter.padding_mode)
-    discriminator = models.Discriminator()
-    pretrain_tx = optax.adam(config.classifier.learning_rate)
-    finetune_tx = optax.adam(config.classifier.finetune_learning_rate)
-    augmenter_tx = optax.adam(config.augmenter.learning_rate)
-    discriminator_tx = optax.sgd(config.discriminator.learning_rate)
-
-    def create(module: nn.Module, key: Array, tx: optax.GradientTransformation) -> Any:
-        return steps.create_model_state(module, key, image_shape, tx)
-
-    def begin_pretrain(_: steps.State | None, key: Array) -> steps.State:
-        return steps.State(create(classifier, key, pretrain_tx))
-
-    def begin_augment(state: steps.State, key: Array) -> steps.State:
-        return state.replace(
-            augmenter=create(augmenter, jax.random.fold_in(key, 0), augmenter_tx),
-            discriminator=create(discriminator, jax.random.fold_in(key, 1), discriminator_tx),
-        )
-
-    def begin_finetune(state: steps.State, key: Array) -> steps.State:
-        del key
-        fresh = state.classifier.replace(
-            tx=finetune_tx, opt_state=finetune_tx.init(state.classifier.params)
-        )
-        return state.replace(classifier=fresh, discriminator=None)
-
-    def finetune(branch: str, follows: Phase) -> Phase:
-        return Phase(
-            branch,
-            "finetune",
-            config.epochs.finetune,
-            begin_finetune,
-            steps.classifier_step,
-            steps.eval_step,
-            follows,
-        )
-
-    def augment(form: str, follows: Phase) -> Phase:
-        options = {
-            "form": form,
-            "target": config.augmenter.target,
-            "saturating": config.augmenter.saturating,
-        }
-        return Phase(
-            form,
-            "augment",
-            config.epochs.augment,
-            begin_augment,
-            partial(steps.augment_step, loss_weight=config.augmenter.loss_weight, **options),
-            partial(steps.augment_eval_step, **options),
-            follows,
-        )
-
-    pretrain = Phase(
-        "pretrain",
-        "pretrain",
-        config.epochs.pretrain,
-        begin_pretrain,
-        steps.classifier_step,
-        steps.eval_step,
-    )
-    phases = [pretrain, finetune("baseline", pretrain)]
-    for form in config.augmenter.loss_forms:
-        learned = augment(form, pretrain)
-        phases += [learned, finetune(form, learned)]
-    return tuple(phases)
-
-
-@keep_programs
-def train_program(step: Callable, mesh: Mesh, batch_size: int, unrolled: bool) -> Callable:
-    """Compiles steps first..last - 1 of an epoch into one program; the state is donated.
-
-    With `unrolled` it is a single step: XLA runs convolutions inside a loop many times slower on
-    a CPU (jax issue 12868).
-    """
-    sharded = NamedSharding(mesh, P("data"))
-
-    def one_step(i: Array, state: Any, sums: Any, data: Data, order: Array) -> tuple[Any, Any]:
-        index = jax.lax.dynamic_slice(order, (i * batch_size,), (batch_size,))
-        index = jax.lax.with_sharding_constraint(index, sharded)
-        images = steps.normalize(data.train_images[index], data.mean, data.sd)
-        state, metrics = step(state, images, data.train_labels[index])
-        finite = jnp.isfinite(jnp.stack(jax.tree.leaves(metrics))).all()
-        bad = jnp.where(finite, NEVER, i)
-        return state, {
-            "metrics": jax.tree.map(jnp.add, sums["metrics"], metrics),
-            "first_bad_step": jnp.minimum(sums["first_bad_step"], bad),
-        }
-
-    @partial(jax.jit, donate_argnums=0, out_shardings=NamedSharding(mesh, P()))
-    def run(
-        state: Any, sums: Any, data: Data, order: Array, first: Array, last: Array
-    ) -> tuple[Any, Any]:
-        if unrolled:
-            return one_step(first, state, sums, data, order)
-
-        def body(i: Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
-            return one_step(i, carry[0], carry[1], data, order)
-
-        return jax.lax.fori_loop(first, last, body, (state, sums))
-
-    return run
-
-
-def zero_sums(names: Iterable[str], mesh: Mesh) -> Any:
-    """The accumulators of an epoch's training metrics, at zero."""
-    sums = {
-        "metrics": {name: np.zeros((), np.float32) for name in names},
-        "first_bad_step": np.int32(NEVER),
-    }
-    return _put(mesh, sums)[0]
-
-
-def _metric_names(phase: Phase, state: Any, data: Data) -> list[str]:
-    image = jax.ShapeDtypeStruct((1, *data.train_images.shape[1:]), jnp.float32)
-    label = jax.ShapeDtypeStruct((1,), jnp.int32)
-    return list(jax.eval_shape(phase.step, state, image, label)[1])
-
-
-@keep_programs
-def eval_program(eval_step: Callable, mesh: Mesh, batch_size: int) -> Callable:
-    """Compiles an evaluation of batch_size images from `first` on; the last image pads."""
-    sharded = NamedSharding(mesh, P("data"))
-
-    @partial(jax.jit, out_shardings=NamedSharding(mesh, P()))
-    def run(state: Any, images: Array, labels: Array, mean: Array, sd: Array, first: Array) -> Any:
-        index = jnp.minimum(first + jnp.arange(batch_size), len(images) - 1)
-        index = jax.lax.with_sharding_constraint(index, sharded)
-        return eval_step(state, steps.normalize(images[index], mean, sd), labels[index])
-
-    return run
-
-
-def evaluate(
-    eval_step: Callable, state: Any, data: Data, mesh: Mesh, batch_size: int
-) -> dict[str, np.ndarray]:
-    """An evaluation of every test image: arrays [N, ...]."""
-    count = len(data.test_images)
-    batch_size = mesh.size * math.ceil(min(batch_size, count) / mesh.size)
-    program = eval_program(eval_step, mesh, batch_size)
-    batches = [
-        program(state, data.test_images, data.test_labels, data.mean, data.sd, first)
-        for first in _put(mesh, *map(np.int32, range(0, count, batch_size)))
-    ]
-    return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *jax.device_get(batches))
-
-
-@keep_programs
-def _order_program(mesh: Mesh, examples: int) -> Callable:
-    @partial(jax.jit, out_shardings=NamedSharding(mesh, P()))
-    def order(key: Array, epoch: Array) -> Array:
-        return jax.random.permutation(jax.random.fold_in(key, epoch), examples)
-
-    return order
 
 
 @contextmanager
@@ -316,7 +95,7 @@ class Run:
 
     config: Config
     workdir: Path
-    data: Data
+    data: programs.Data
     mesh: Mesh
     writer: MetricsWriter
     progress: Progress
@@ -380,7 +159,7 @@ def train_phase(run: Run, phase: Phase, seed: int, start: steps.State | None) ->
     init_key, order_key = jax.random.split(phase_key)
     begin = partial(phase.begin, start, init_key)
     with checkpoint.open_manager(_folder(run, phase, seed)) as manager:
-        leg = Leg(run, phase, seed, manager, *_put(run.mesh, order_key))
+        leg = Leg(run, phase, seed, manager, *programs.put(run.mesh, order_key))
         try:
             position, at = _resume_or_begin(leg, begin)
             run.clock.skip(phase.kind, position // run.steps_per_epoch)
@@ -402,7 +181,7 @@ def _resume_or_begin(leg: Leg, begin: Callable[[], steps.State]) -> tuple[int, E
     run, phase = leg.run, leg.phase
     replicated = NamedSharding(run.mesh, P())
     abstract = jax.eval_shape(begin)
-    sums = zero_sums(_metric_names(phase, abstract, run.data), run.mesh)
+    sums = programs.zero_sums(programs.metric_names(phase.step, abstract, run.data), run.mesh)
     like = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated),
         {"state": abstract, "sums": sums},
@@ -411,7 +190,7 @@ def _resume_or_begin(leg: Leg, begin: Callable[[], steps.State]) -> tuple[int, E
     if found is None:
         run.writer.rewind(leg.seed, phase.branch, phase.kind, 0)
         # Copied, since the state is donated while the next branch needs `start`.
-        return 0, Epoch(jax.tree.map(jnp.copy, _put(run.mesh, begin())[0]), sums, 0)
+        return 0, Epoch(jax.tree.map(jnp.copy, programs.put(run.mesh, begin())[0]), sums, 0)
     position, tree = found
     epochs, step = divmod(position, run.steps_per_epoch)
     if epochs < phase.epochs:
@@ -446,7 +225,7 @@ def _train_epoch(leg: Leg, epoch: int, at: Epoch) -> Epoch:
     run.writer.write(where | record | {"images_per_second": rate, "seconds": seconds})
     run.clock.tick(phase.kind, seconds)
     _show(run, phase, where, record, rate)
-    end = Epoch(at.state, zero_sums(at.sums["metrics"], run.mesh), 0)
+    end = Epoch(at.state, programs.zero_sums(at.sums["metrics"], run.mesh), 0)
     last = epoch + 1 == phase.epochs
     if last or run.stop or (epoch + 1) % run.config.checkpoint_every == 0:
         _save(leg, epoch, end, at.step)
@@ -458,15 +237,15 @@ def _train_epoch(leg: Leg, epoch: int, at: Epoch) -> Epoch:
 def _train_steps(leg: Leg, epoch: int, at: Epoch) -> tuple[Epoch, float]:
     """The rest of an epoch's steps: its end, and images/s."""
     run, phase = leg.run, leg.phase
-    program = train_program(
+    program = programs.train_program(
         phase.step, run.mesh, run.config.batch_size, unrolled=run.steps_per_call == 1
     )
-    order_program = _order_program(run.mesh, len(run.data.train_images))
-    order = order_program(leg.order_key, *_put(run.mesh, np.int32(epoch)))
+    order_program = programs.order_program(run.mesh, len(run.data.train_images))
+    order = order_program(leg.order_key, *programs.put(run.mesh, np.int32(epoch)))
     first, started = at.step, time.perf_counter()
     while at.step < run.steps_per_epoch:
         last = min(at.step + run.steps_per_call, run.steps_per_epoch)
-        bounds = _put(run.mesh, np.int32(at.step), np.int32(last))
+        bounds = programs.put(run.mesh, np.int32(at.step), np.int32(last))
         state, sums = program(at.state, at.sums, run.data, order, *bounds)
         if at.step == first:  # the call that compiles
             started = time.perf_counter()
@@ -501,7 +280,7 @@ def _interrupted(leg: Leg, epoch: int, step: int) -> Interrupted:
 
 def _check_finite(leg: Leg, epoch: int, sums: Any) -> None:
     bad = int(jax.device_get(sums["first_bad_step"]))
-    if bad != NEVER:
+    if bad != programs.NEVER:
         raise _non_finite("the loss", leg, epoch, bad + 1)
 
 
@@ -522,11 +301,13 @@ def _record(run: Run, phase: Phase, at: Epoch) -> dict[str, float]:
     """An epoch's metrics: means over its training steps and over the test images."""
     totals = jax.device_get(at.sums["metrics"])
     record = {f"train_{name}": float(total) / at.step for name, total in totals.items()}
-    values = evaluate(phase.eval_step, at.state, run.data, run.mesh, run.config.eval_batch_size)
+    values = programs.evaluate(
+        phase.eval_step, at.state, run.data, run.mesh, run.config.eval_batch_size
+    )
     if "theta" in values:
         theta, before, after = (values.pop(k) for k in ("theta", "logits_before", "logits_after"))
         size = run.data.test_images.shape[1:3]
-        theta, before, after = _put(run.mesh, theta, before, after)
+        theta, before, after = programs.put(run.mesh, theta, before, after)
         collapse = diagnostics.collapse(theta, size, before, after)
         record |= {name: float(value) for name, value in jax.device_get(collapse).items()}
     return record | {f"test_{name}": float(value.mean()) for name, value in values.items()}

@@ -13,9 +13,10 @@ import jax
 import numpy as np
 from sklearn.datasets import load_digits
 
-from maxent_aug import metrics, models, run_folder, train
+from maxent_aug import metrics, models, programs, run_folder, train
 from maxent_aug.config import PRESETS, Augmenter, Config, Epochs
 from maxent_aug.data import Dataset
+from maxent_aug.phases import schedule
 
 CONFIG = dataclasses.replace(
     PRESETS["quick"],
@@ -47,17 +48,17 @@ def digits(first, last):
 def phases(config: Config = CONFIG):
     tiny = partial(models.ResNet, stage_sizes=(1,), width=4)
     with mock.patch.object(models, "ResNetSmall", tiny):
-        return train.schedule(config, (8, 8, 1), 10)
+        return schedule(config, (8, 8, 1), 10)
 
 
 @cache
 def mesh(devices: int = 1):
-    return train.make_mesh(jax.devices()[:devices])
+    return programs.make_mesh(jax.devices()[:devices])
 
 
 @cache
 def data(devices: int = 1):
-    return train.put_data(digits(0, 48), digits(100, 125), mesh(devices))
+    return programs.put_data(digits(0, 48), digits(100, 125), mesh(devices))
 
 
 def go(workdir, *, config=CONFIG, update=lambda **_: None, devices=1, seeds=1, legs=None):

@@ -17,7 +17,8 @@ import optax
 import pytest
 import small_run
 
-from maxent_aug import checkpoint, metrics, steps, train
+from maxent_aug import checkpoint, metrics, programs, steps, train
+from maxent_aug.phases import KINDS
 from maxent_aug.run_folder import RunFolderError
 
 STEPS = 3  # an epoch
@@ -114,7 +115,7 @@ def test_a_signal_saves_at_once(uninterrupted, tmp_path, updates):
 
 
 def test_a_signal_before_the_first_step_stops_before_it_is_compiled(tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "train_program", lambda *_, **__: pytest.fail("compiled"))
+    monkeypatch.setattr(programs, "train_program", lambda *_, **__: pytest.fail("compiled"))
     real = checkpoint.restore_newest
 
     def restore(manager, like):
@@ -131,7 +132,7 @@ def test_a_process_killed_while_it_writes_a_checkpoint(tmp_path, uninterrupted):
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
     workdir = tmp_path / "run"
-    epochs = [f"--config.epochs.{kind}=2" for kind in train.KINDS]
+    epochs = [f"--config.epochs.{kind}=2" for kind in KINDS]
     command = [sys.executable, "tests/small_run.py", "--preset=quick", f"--workdir={workdir}"]
     command += ["--nocompilation_cache"]
 
@@ -302,11 +303,11 @@ def run_steps(phase, state, devices, count, calls=None, batch_size=16):
     """`count` steps in one call, or single ones: (state, sums)."""
     mesh, data = small_run.mesh(devices), small_run.data(devices)
     replicated = jax.NamedSharding(mesh, jax.P())
-    names = train._metric_names(phase, state, data)
-    sums = train.zero_sums(names, mesh)
+    names = programs.metric_names(phase.step, state, data)
+    sums = programs.zero_sums(names, mesh)
     order = jax.device_put(np.arange(48, dtype=np.int32), replicated)
     state = jax.device_put(jax.tree.map(jnp.copy, state), replicated)
-    program = train.train_program(phase.step, mesh, batch_size, unrolled=calls is None)
+    program = programs.train_program(phase.step, mesh, batch_size, unrolled=calls is None)
     for first in range(0, count, calls or 1):
         last = min(first + (calls or 1), count)
         bounds = jax.device_put((np.int32(first), np.int32(last)), replicated)
@@ -359,8 +360,8 @@ def test_phases_change_only_what_they_train(uninterrupted):
 def compilations():
     """Of the training steps; phases with the same step share a program that has one for each."""
     mesh, legs = small_run.mesh(), small_run.phases()
-    programs = {train.train_program(leg.step, mesh, 16, unrolled=True) for leg in legs}
-    return sum(program._cache_size() for program in programs)
+    compiled = {programs.train_program(leg.step, mesh, 16, unrolled=True) for leg in legs}
+    return sum(program._cache_size() for program in compiled)
 
 
 def test_one_compilation_a_phase_also_after_resume(uninterrupted, tmp_path):
@@ -400,7 +401,7 @@ def test_evaluation_covers_every_image(devices, batch_size):
     def values(state, images, labels):
         return {"sum": images.sum((1, 2, 3)) * state, "label": labels}
 
-    got = train.evaluate(values, np.float32(2), data, small_run.mesh(devices), batch_size)
+    got = programs.evaluate(values, np.float32(2), data, small_run.mesh(devices), batch_size)
     images = jax.device_get(data.test_images).astype(np.float32) / 255
     mean, sd = jax.device_get((data.mean, data.sd))
     expected = [2 * ((image - mean) / sd).sum() for image in images]

@@ -1,0 +1,144 @@
+"""What runs on the devices: the data on all of them, and the compiled programs of an epoch.
+
+Batches are divided along the mesh's one axis, "data"; networks are copied to every device. One
+device and eight run the same program.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jax import Array
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from maxent_aug import steps
+from maxent_aug.data import Dataset, channel_statistics
+
+NEVER = np.iinfo(np.int32).max
+# Compiled programs are kept from one seed to the next, but not for ever.
+keep_programs = lru_cache(maxsize=32)
+
+
+class Data(struct.PyTreeNode):
+    """A data set on the device: uint8 images, int32 labels, the training images' statistics."""
+
+    train_images: Array
+    train_labels: Array
+    test_images: Array
+    test_labels: Array
+    mean: Array
+    sd: Array
+
+
+def put(mesh: Mesh, *arrays: Any) -> tuple[Any, ...]:
+    """Copies to all devices, explicitly, so that a transfer guard may forbid what is not meant."""
+    return jax.device_put(arrays, NamedSharding(mesh, P()))
+
+
+def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
+    """Devices, by default all, along one axis, "data"."""
+    count = jax.device_count() if devices is None else len(devices)
+    return jax.make_mesh((count,), ("data",), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def put_data(train: Dataset, test: Dataset, mesh: Mesh) -> Data:
+    """Copies a data set to every device of the mesh."""
+    mean, sd = channel_statistics(train.images)
+    return Data(*put(mesh, train.images, train.labels, test.images, test.labels, mean, sd))
+
+
+@keep_programs
+def train_program(step: Callable, mesh: Mesh, batch_size: int, unrolled: bool) -> Callable:
+    """Compiles steps first..last - 1 of an epoch into one program; the state is donated.
+
+    With `unrolled` it is a single step: XLA runs convolutions inside a loop many times slower on
+    a CPU (jax issue 12868).
+    """
+    sharded = NamedSharding(mesh, P("data"))
+
+    def one_step(i: Array, state: Any, sums: Any, data: Data, order: Array) -> tuple[Any, Any]:
+        index = jax.lax.dynamic_slice(order, (i * batch_size,), (batch_size,))
+        index = jax.lax.with_sharding_constraint(index, sharded)
+        images = steps.normalize(data.train_images[index], data.mean, data.sd)
+        state, metrics = step(state, images, data.train_labels[index])
+        finite = jnp.isfinite(jnp.stack(jax.tree.leaves(metrics))).all()
+        bad = jnp.where(finite, NEVER, i)
+        return state, {
+            "metrics": jax.tree.map(jnp.add, sums["metrics"], metrics),
+            "first_bad_step": jnp.minimum(sums["first_bad_step"], bad),
+        }
+
+    @partial(jax.jit, donate_argnums=0, out_shardings=NamedSharding(mesh, P()))
+    def run(
+        state: Any, sums: Any, data: Data, order: Array, first: Array, last: Array
+    ) -> tuple[Any, Any]:
+        if unrolled:
+            return one_step(first, state, sums, data, order)
+
+        def body(i: Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
+            return one_step(i, carry[0], carry[1], data, order)
+
+        return jax.lax.fori_loop(first, last, body, (state, sums))
+
+    return run
+
+
+def zero_sums(names: Iterable[str], mesh: Mesh) -> Any:
+    """The accumulators of an epoch's training metrics, at zero."""
+    sums = {
+        "metrics": {name: np.zeros((), np.float32) for name in names},
+        "first_bad_step": np.int32(NEVER),
+    }
+    return put(mesh, sums)[0]
+
+
+def metric_names(step: Callable, state: Any, data: Data) -> list[str]:
+    """The names of the metrics that a step returns."""
+    image = jax.ShapeDtypeStruct((1, *data.train_images.shape[1:]), jnp.float32)
+    label = jax.ShapeDtypeStruct((1,), jnp.int32)
+    return list(jax.eval_shape(step, state, image, label)[1])
+
+
+@keep_programs
+def eval_program(eval_step: Callable, mesh: Mesh, batch_size: int) -> Callable:
+    """Compiles an evaluation of batch_size images from `first` on; the last image pads."""
+    sharded = NamedSharding(mesh, P("data"))
+
+    @partial(jax.jit, out_shardings=NamedSharding(mesh, P()))
+    def run(state: Any, images: Array, labels: Array, mean: Array, sd: Array, first: Array) -> Any:
+        index = jnp.minimum(first + jnp.arange(batch_size), len(images) - 1)
+        index = jax.lax.with_sharding_constraint(index, sharded)
+        return eval_step(state, steps.normalize(images[index], mean, sd), labels[index])
+
+    return run
+
+
+def evaluate(
+    eval_step: Callable, state: Any, data: Data, mesh: Mesh, batch_size: int
+) -> dict[str, np.ndarray]:
+    """An evaluation of every test image: arrays [N, ...]."""
+    count = len(data.test_images)
+    batch_size = mesh.size * math.ceil(min(batch_size, count) / mesh.size)
+    program = eval_program(eval_step, mesh, batch_size)
+    batches = [
+        program(state, data.test_images, data.test_labels, data.mean, data.sd, first)
+        for first in put(mesh, *map(np.int32, range(0, count, batch_size)))
+    ]
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *jax.device_get(batches))
+
+
+@keep_programs
+def order_program(mesh: Mesh, examples: int) -> Callable:
+    """Compiles the order of an epoch's images: (key, epoch) -> a permutation."""
+
+    @partial(jax.jit, out_shardings=NamedSharding(mesh, P()))
+    def order(key: Array, epoch: Array) -> Array:
+        return jax.random.permutation(jax.random.fold_in(key, epoch), examples)
+
+    return order
