@@ -306,9 +306,9 @@ def _record(run: Run, phase: Phase, at: Epoch) -> dict[str, float]:
     )
     if "theta" in values:
         theta, before, after = (values.pop(k) for k in ("theta", "logits_before", "logits_after"))
-        size = run.data.test_images.shape[1:3]
+        _, height, width, _ = run.data.test_images.shape
         theta, before, after = programs.put(run.mesh, theta, before, after)
-        collapse = diagnostics.collapse(theta, size, before, after)
+        collapse = diagnostics.collapse(theta, (height, width), before, after)
         record |= {name: float(value) for name, value in jax.device_get(collapse).items()}
     return record | {f"test_{name}": float(value.mean()) for name, value in values.items()}
 
