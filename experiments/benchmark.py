@@ -32,8 +32,9 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from experiments import cli, peers
-from maxent_aug import affine_matrix, data, run_folder, steps, train, warp_affine
+from maxent_aug import affine_matrix, data, run_folder, steps, warp_affine
 from maxent_aug.config import Augmenter, Classifier, Config
+from maxent_aug.phases import schedule
 
 SUITES = ("warp", "step", "startup", "policies")
 GRADIENTS = ("forward", "theta gradient", "theta and image gradients")
@@ -41,15 +42,15 @@ GRADIENTS = ("forward", "theta gradient", "theta and image gradients")
 FIRST_STEP = """
 import os, jax
 from experiments import cli, paper
-from maxent_aug import train
-compiled = train.train_program
+from maxent_aug import programs
+compiled = programs.train_program
 def first_step(*arguments, **options):
     def run(*inputs):
         state, sums = jax.block_until_ready(compiled(*arguments, **options)(*inputs))
         print(sums["metrics"]["loss"], flush=True)
         os._exit(0)
     return run
-train.train_program = first_step
+programs.train_program = first_step
 cli.run("paper", paper.main)
 """
 
@@ -203,9 +204,10 @@ def _step_case(architecture: str, precision: str, batch: int | None) -> Case:
 def training_steps(
     architecture: str, precision: str, batch: int, size: int = 32
 ) -> dict[str, peers.Contender]:
-    """A step of each phase on images [batch, size, size, 3], and of phase 1 in PyTorch, on the same images and weights.
+    """A step of each phase, and of phase 1 in PyTorch, on images [batch, size, size, 3].
 
-    A new augmenter is the identity, so that phase 3 must have phase 1's losses.
+    The images and weights are the same. A new augmenter is the identity, so that phase 3 must
+    have phase 1's losses.
     """
     config = Config(
         classifier=Classifier(architecture, learning_rate=1e-3, finetune_learning_rate=1e-3),
@@ -215,7 +217,7 @@ def training_steps(
     key, random = jax.random.key(0), np.random.default_rng(0)
     images = random.normal(size=(batch, size, size, 3)).astype(np.float32)
     labels = random.integers(0, 10, batch, np.int32)
-    pretrain, _, augment, finetune = train.schedule(config, images.shape[1:], 10)
+    pretrain, _, augment, finetune = schedule(config, images.shape[1:], 10)
     plain = pretrain.begin(None, key)
     learned = augment.begin(plain, key)
     tuned = finetune.begin(learned, key)
