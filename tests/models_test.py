@@ -35,7 +35,7 @@ def test_number_of_weights(model, count):
 TINY = {"stage_sizes": (1, 1), "width": 4}
 
 
-@pytest.mark.parametrize(("shape", "classes"), zip(SHAPES, (2, 7, 10, 3, 1000), strict=True))
+@pytest.mark.parametrize(("shape", "classes"), list(zip(SHAPES, (2, 7, 10, 3, 1000), strict=True)))
 def test_classifier_takes_any_size(shape, classes):
     module = models.ResNet(classes, **TINY)
     images = jax.random.normal(jax.random.key(0), (3, *shape))
