@@ -10,7 +10,7 @@ import pytest
 
 from maxent_aug import models
 
-SHAPES = [(32, 32, 3), (8, 8, 1), (28, 20, 1), (4, 4, 2), (64, 48, 3)]
+SHAPES = [(32, 32, 3), (8, 8, 1), (28, 20, 1), (4, 4, 2)]
 
 
 def weights(module):
@@ -35,7 +35,9 @@ def test_number_of_weights(model, count):
 TINY = {"stage_sizes": (1, 1), "width": 4}
 
 
-@pytest.mark.parametrize(("shape", "classes"), list(zip(SHAPES, (2, 7, 10, 3, 1000), strict=True)))
+@pytest.mark.parametrize(
+    ("shape", "classes"), [((8, 8, 1), 2), ((28, 20, 1), 1000), ((4, 4, 2), 7)]
+)
 def test_classifier_takes_any_size(shape, classes):
     module = models.ResNet(classes, **TINY)
     images = jax.random.normal(jax.random.key(0), (3, *shape))
@@ -72,17 +74,19 @@ def test_bfloat16_keeps_weights_statistics_and_logits_in_float32():
     logits, updates = forward(variables, images)
     assert logits.dtype == jnp.float32
     chex.assert_trees_all_equal_dtypes(updates, jax.tree.map(jnp.float32, updates))
-    exact = models.ResNet(10, **TINY).apply(variables, images)
-    np.testing.assert_allclose(module.apply(variables, images), exact, atol=0.1)
+    exact = jax.jit(models.ResNet(10, **TINY).apply)(variables, images)
+    np.testing.assert_allclose(jax.jit(module.apply)(variables, images), exact, atol=0.1)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("padding_mode", ["zeros", "border", "reflection"])
+@pytest.mark.parametrize(
+    ("shape", "padding_mode"),
+    [*((shape, "zeros") for shape in SHAPES), ((8, 8, 1), "border"), ((8, 8, 1), "reflection")],
+)
 def test_augmenter_starts_at_the_identity_with_a_gradient(shape, padding_mode):
     module = models.Augmenter(padding_mode=padding_mode)
     images = jax.random.normal(jax.random.key(0), (2, *shape))
     params = jax.jit(module.init)(jax.random.key(1), images)
-    augmented, theta = module.apply(params, images)
+    augmented, theta = jax.jit(module.apply)(params, images)
     np.testing.assert_allclose(augmented, images, atol=1e-6)
     np.testing.assert_array_equal(theta, np.broadcast_to(np.eye(2, 3), (2, 2, 3)))
 
