@@ -3,12 +3,10 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from flax import linen as nn
 from jax import Array
 
 from maxent_aug import models, steps
@@ -43,72 +41,66 @@ def schedule(config: Config, image_shape: tuple[int, ...], num_classes: int) -> 
       image_shape: (H, W, C).
       num_classes: m.
     """
-    classifier = getattr(models, config.classifier.architecture)(
-        num_classes, dtype=jnp.dtype(config.compute_dtype)
-    )
-    augmenter = models.Augmenter(padding_mode=config.augmenter.padding_mode)
-    discriminator = models.Discriminator()
-    pretrain_tx = optax.adam(config.classifier.learning_rate)
+    pretrain = _pretrain(config, image_shape, num_classes)
+    # Made once, so that the branches share their compiled programs.
     finetune_tx = optax.adam(config.classifier.finetune_learning_rate)
+    begin_augment = _begin_augment(config, image_shape)
+    phases = [pretrain, _finetune(config, "baseline", finetune_tx, pretrain)]
+    for form in config.augmenter.loss_forms:
+        augment = _augment(config, form, begin_augment, pretrain)
+        phases += [augment, _finetune(config, form, finetune_tx, augment)]
+    return tuple(phases)
+
+
+def _pretrain(config: Config, image_shape: tuple[int, ...], num_classes: int) -> Phase:
+    """Phase 1, or the first half of the baseline."""
+    architecture = getattr(models, config.classifier.architecture)
+    classifier = architecture(num_classes, dtype=jnp.dtype(config.compute_dtype))
+    tx = optax.adam(config.classifier.learning_rate)
+
+    def begin(_: None, key: Array) -> steps.State:
+        return steps.State(steps.create_model_state(classifier, key, image_shape, tx))
+
+    train_classifier = steps.classifier_step, steps.eval_step
+    return Phase("pretrain", "pretrain", config.epochs.pretrain, begin, *train_classifier)
+
+
+def _begin_augment(config: Config, image_shape: tuple[int, ...]) -> Callable[..., steps.State]:
+    """Adds a new augmenter and a new discriminator."""
+    augmenter = models.Augmenter(padding_mode=config.augmenter.padding_mode)
     augmenter_tx = optax.adam(config.augmenter.learning_rate)
+    discriminator = models.Discriminator()
     discriminator_tx = optax.sgd(config.discriminator.learning_rate)
 
-    def create(module: nn.Module, key: Array, tx: optax.GradientTransformation) -> Any:
-        return steps.create_model_state(module, key, image_shape, tx)
-
-    def begin_pretrain(_: steps.State | None, key: Array) -> steps.State:
-        return steps.State(create(classifier, key, pretrain_tx))
-
-    def begin_augment(state: steps.State, key: Array) -> steps.State:
+    def begin(state: steps.State, key: Array) -> steps.State:
+        keys = [jax.random.fold_in(key, i) for i in range(2)]
+        create = partial(steps.create_model_state, image_shape=image_shape)
         return state.replace(
-            augmenter=create(augmenter, jax.random.fold_in(key, 0), augmenter_tx),
-            discriminator=create(discriminator, jax.random.fold_in(key, 1), discriminator_tx),
+            augmenter=create(augmenter, keys[0], tx=augmenter_tx),
+            discriminator=create(discriminator, keys[1], tx=discriminator_tx),
         )
 
-    def begin_finetune(state: steps.State, key: Array) -> steps.State:
+    return begin
+
+
+def _augment(config: Config, form: str, begin: Callable[..., steps.State], follows: Phase) -> Phase:
+    """Phase 2, with a form of the max-entropy loss."""
+    target, saturating = config.augmenter.target, config.augmenter.saturating
+    options = {"form": form, "target": target, "saturating": saturating}
+    step = partial(steps.augment_step, loss_weight=config.augmenter.loss_weight, **options)
+    eval_step = partial(steps.augment_eval_step, **options)
+    return Phase(form, "augment", config.epochs.augment, begin, step, eval_step, follows)
+
+
+def _finetune(
+    config: Config, branch: str, tx: optax.GradientTransformation, follows: Phase
+) -> Phase:
+    """Phase 3, or the second half of the baseline: a fresh optimiser, and no discriminator."""
+
+    def begin(state: steps.State, key: Array) -> steps.State:
         del key
-        fresh = state.classifier.replace(
-            tx=finetune_tx, opt_state=finetune_tx.init(state.classifier.params)
-        )
+        fresh = state.classifier.replace(tx=tx, opt_state=tx.init(state.classifier.params))
         return state.replace(classifier=fresh, discriminator=None)
 
-    def finetune(branch: str, follows: Phase) -> Phase:
-        return Phase(
-            branch,
-            "finetune",
-            config.epochs.finetune,
-            begin_finetune,
-            steps.classifier_step,
-            steps.eval_step,
-            follows,
-        )
-
-    def augment(form: str, follows: Phase) -> Phase:
-        options = {
-            "form": form,
-            "target": config.augmenter.target,
-            "saturating": config.augmenter.saturating,
-        }
-        return Phase(
-            form,
-            "augment",
-            config.epochs.augment,
-            begin_augment,
-            partial(steps.augment_step, loss_weight=config.augmenter.loss_weight, **options),
-            partial(steps.augment_eval_step, **options),
-            follows,
-        )
-
-    pretrain = Phase(
-        "pretrain",
-        "pretrain",
-        config.epochs.pretrain,
-        begin_pretrain,
-        steps.classifier_step,
-        steps.eval_step,
-    )
-    phases = [pretrain, finetune("baseline", pretrain)]
-    for form in config.augmenter.loss_forms:
-        learned = augment(form, pretrain)
-        phases += [learned, finetune(form, learned)]
-    return tuple(phases)
+    train_classifier = steps.classifier_step, steps.eval_step
+    return Phase(branch, "finetune", config.epochs.finetune, begin, *train_classifier, follows)
