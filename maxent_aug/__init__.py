@@ -11,7 +11,7 @@ Training your own (`maxent_aug.steps`)
 What the augmenter did (`maxent_aug.diagnostics`)
     describe, picture_transform, collapse
 
-Rooms imported by name: config, data, train, checkpoint, metrics, figures, report.
+Rooms imported by name: config, data, phases, programs, train, checkpoint, metrics, figures, report.
 """
 
 from maxent_aug.diagnostics import collapse, describe, picture_transform

@@ -108,7 +108,7 @@ def accuracy(records: Iterable[Record]) -> Figure:
     _tidy(axes, "epoch of the classifier", "test accuracy")
     axes.set_title("Test accuracy: one pretrained classifier, then the branches", fontsize=12)
     if axes.lines:
-        axes.legend(frameon=False, fontsize=9, loc="lower right")
+        figure.legend(loc="outside lower center", ncols=2, fontsize=9, frameon=False)
     return figure
 
 
