@@ -227,7 +227,8 @@ def training_steps(
             ("plain step", pretrain, plain), ("phase 2", augment, learned),
             ("phase 3", finetune, tuned),
         ):  # fmt: skip
-            found[name] = _jax_step(phase.step, state, images, labels)
+            step = partial(phase.step, key=key)
+            found[name] = _jax_step(step, state, images, labels)
     return found | peers.torch_steps(plain.classifier, images, labels, precision)
 
 

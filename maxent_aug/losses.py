@@ -101,18 +101,19 @@ def generator_loss(fake_logits: Array, *, saturating: bool = True) -> Array:
 
 
 def cross_entropy(logits: Array, labels: Array) -> Array:
-    """Cross-entropy of integer labels.
+    """Cross-entropy of labels or of probabilities.
 
     Args:
       logits: [..., m].
-      labels: [...] integers in [0, m).
+      labels: [...] integers in [0, m), or [..., m] probabilities.
 
     Returns:
       [...] nats, float32.
     """
-    return optax.losses.softmax_cross_entropy_with_integer_labels(
-        logits.astype(jnp.float32), labels
-    )
+    logits = logits.astype(jnp.float32)
+    if labels.ndim == logits.ndim:
+        return optax.losses.softmax_cross_entropy(logits, labels)
+    return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
 def _check_classes(logits: Array) -> None:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from maxent_aug import models, steps
+from maxent_aug import models, programs, steps
 from maxent_aug.config import Config
 
 # All that is random in a phase is drawn from fold_in(key(seed), KINDS.index(kind)).
@@ -27,6 +27,7 @@ class Phase:
     step: Callable[..., tuple[steps.State, steps.Metrics]]
     eval_step: Callable[..., steps.Metrics]
     follows: "Phase | None" = None
+    policy: programs.Policy = programs.unchanged
 
     @property
     def name(self) -> str:

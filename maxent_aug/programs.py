@@ -36,6 +36,26 @@ class Data(struct.PyTreeNode):
     sd: Array
 
 
+class Plan(struct.PyTreeNode):
+    """What is random in an epoch: the order of the images, and the key of its steps."""
+
+    order: Array
+    key: Array
+
+
+# (key, uint8 images, labels, classify) -> (images of 0 to 255, labels or probabilities), for a
+# batch; classify maps images of 0 to 255 to the logits of the classifier as it is.
+Policy = Callable[[Array, Array, Array, Callable[[Array], Array]], tuple[Array, Array]]
+
+
+def unchanged(
+    key: Array, images: Array, labels: Array, classify: Callable[[Array], Array]
+) -> tuple[Array, Array]:
+    """The policy that leaves the images as they are."""
+    del key, classify
+    return images, labels
+
+
 def put(mesh: Mesh, *arrays: Any) -> tuple[Any, ...]:
     """Copies to all devices, explicitly, so that a transfer guard may forbid what is not meant."""
     return jax.device_put(arrays, NamedSharding(mesh, P()))
@@ -54,7 +74,9 @@ def put_data(train: Dataset, test: Dataset, mesh: Mesh) -> Data:
 
 
 @keep_programs
-def train_program(step: Callable, mesh: Mesh, batch_size: int, unrolled: bool) -> Callable:
+def train_program(
+    step: Callable, mesh: Mesh, batch_size: int, unrolled: bool, policy: Policy = unchanged
+) -> Callable:
     """Compiles steps first..last - 1 of an epoch into one program; the state is donated.
 
     With `unrolled` it is a single step: XLA runs convolutions inside a loop many times slower on
@@ -62,11 +84,21 @@ def train_program(step: Callable, mesh: Mesh, batch_size: int, unrolled: bool) -
     """
     sharded = NamedSharding(mesh, P("data"))
 
-    def one_step(i: Array, state: Any, sums: Any, data: Data, order: Array) -> tuple[Any, Any]:
-        index = jax.lax.dynamic_slice(order, (i * batch_size,), (batch_size,))
+    def one_step(i: Array, state: Any, sums: Any, data: Data, plan: Plan) -> tuple[Any, Any]:
+        index = jax.lax.dynamic_slice(plan.order, (i * batch_size,), (batch_size,))
         index = jax.lax.with_sharding_constraint(index, sharded)
-        images = steps.normalize(data.train_images[index], data.mean, data.sd)
-        state, metrics = step(state, images, data.train_labels[index])
+        policy_key, step_key = jax.random.split(jax.random.fold_in(plan.key, i))
+
+        def normalize(images: Array) -> Array:
+            return steps.normalize(images, data.mean, data.sd)
+
+        images, labels = policy(
+            policy_key,
+            data.train_images[index],
+            data.train_labels[index],
+            lambda images: state.classifier(normalize(images)),
+        )
+        state, metrics = step(state, normalize(images), labels, step_key)
         finite = jnp.isfinite(jnp.stack(jax.tree.leaves(metrics))).all()
         bad = jnp.where(finite, NEVER, i)
         return state, {
@@ -76,13 +108,13 @@ def train_program(step: Callable, mesh: Mesh, batch_size: int, unrolled: bool) -
 
     @partial(jax.jit, donate_argnums=0, out_shardings=NamedSharding(mesh, P()))
     def run(
-        state: Any, sums: Any, data: Data, order: Array, first: Array, last: Array
+        state: Any, sums: Any, data: Data, plan: Plan, first: Array, last: Array
     ) -> tuple[Any, Any]:
         if unrolled:
-            return one_step(first, state, sums, data, order)
+            return one_step(first, state, sums, data, plan)
 
         def body(i: Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
-            return one_step(i, carry[0], carry[1], data, order)
+            return one_step(i, carry[0], carry[1], data, plan)
 
         return jax.lax.fori_loop(first, last, body, (state, sums))
 
@@ -102,7 +134,8 @@ def metric_names(step: Callable, state: Any, data: Data) -> list[str]:
     """The names of the metrics that a step returns."""
     image = jax.ShapeDtypeStruct((1, *data.train_images.shape[1:]), jnp.float32)
     label = jax.ShapeDtypeStruct((1,), jnp.int32)
-    return list(jax.eval_shape(step, state, image, label)[1])
+    key = jax.eval_shape(jax.random.key, 0)
+    return list(jax.eval_shape(step, state, image, label, key)[1])
 
 
 @keep_programs
@@ -134,11 +167,12 @@ def evaluate(
 
 
 @keep_programs
-def order_program(mesh: Mesh, examples: int) -> Callable:
-    """Compiles the order of an epoch's images: (key, epoch) -> a permutation."""
+def plan_program(mesh: Mesh, examples: int) -> Callable:
+    """Compiles (key of the order, key of the steps, epoch) -> the epoch's `Plan`."""
 
     @partial(jax.jit, out_shardings=NamedSharding(mesh, P()))
-    def order(key: Array, epoch: Array) -> Array:
-        return jax.random.permutation(jax.random.fold_in(key, epoch), examples)
+    def plan(order_key: Array, step_key: Array, epoch: Array) -> Plan:
+        order = jax.random.permutation(jax.random.fold_in(order_key, epoch), examples)
+        return Plan(order, jax.random.fold_in(step_key, epoch))
 
-    return order
+    return plan

@@ -1,7 +1,8 @@
-"""One pure step a phase: (state, batch, ...) -> (state, metrics), and the evaluations beside them.
+"""One pure step a phase: (state, images, labels, key) -> (state, metrics), and evaluations.
 
 Phases 1 and 3 change the classifier alone, phase 2 the augmenter and the discriminator alone.
 Images are float32, normalised (see `normalize`); metrics are scalars, means over the batch.
+The key is for what is random in a step; the steps of the paper draw nothing.
 """
 
 from collections.abc import Callable
@@ -61,7 +62,7 @@ def create_model_state(
 
 
 def normalize(images: Array, mean: Array, sd: Array) -> Array:
-    """Maps uint8 images [..., C] to float32 with mean 0 and sd 1, given those of images / 255."""
+    """Maps images [..., C] of 0 to 255 to float32 with mean 0 and sd 1, given those of images / 255."""
     return (images.astype(jnp.float32) / 255.0 - mean) / sd
 
 
@@ -70,14 +71,18 @@ def denormalize(images: Array, mean: Array, sd: Array) -> Array:
     return jnp.clip(jnp.round((images * sd + mean) * 255.0), 0, 255).astype(jnp.uint8)
 
 
-def classifier_step(state: State, images: Array, labels: Array) -> tuple[State, Metrics]:
+def classifier_step(
+    state: State, images: Array, labels: Array, key: Array
+) -> tuple[State, Metrics]:
     """Phases 1 and 3: one update of the classifier, on the augmenter's images if there is one.
 
     Args:
       state: its augmenter, frozen here, may be None.
       images: [B, H, W, C] normalised.
-      labels: [B] integers.
+      labels: [B] integers, or [B, m] probabilities.
+      key: a typed random key, unused.
     """
+    del key
     if state.augmenter is not None:
         images, _ = state.augmenter(images)
     classifier = state.classifier
@@ -149,10 +154,10 @@ def adversarial_step(
 
 
 def augment_step(
-    state: State, images: Array, labels: Array, **options: Any
+    state: State, images: Array, labels: Array, key: Array, **options: Any
 ) -> tuple[State, Metrics]:
     """Phase 2: `adversarial_step` against the state's classifier, which stays as it is."""
-    del labels
+    del labels, key
     augmenter, discriminator, metrics = adversarial_step(
         *_players(state), images, state.classifier, **options
     )
@@ -171,9 +176,10 @@ def eval_step(state: State, images: Array, labels: Array) -> Metrics:
 
 
 def _classifier_metrics(logits: Array, labels: Array) -> Metrics:
+    likeliest = labels if labels.ndim == 1 else labels.argmax(-1)
     return {
         "loss": losses.cross_entropy(logits, labels),
-        "accuracy": (logits.argmax(-1) == labels).astype(jnp.float32),
+        "accuracy": (logits.argmax(-1) == likeliest).astype(jnp.float32),
         "entropy": losses.entropy(logits),
     }
 

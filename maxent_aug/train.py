@@ -129,6 +129,7 @@ class Leg:
     seed: int
     manager: Any
     order_key: Array
+    step_key: Array
 
     def where(self, epoch: int) -> dict[str, Any]:
         """What a record of metrics is filed under; epochs count from 1."""
@@ -156,10 +157,10 @@ def train_phase(run: Run, phase: Phase, seed: int, start: steps.State | None) ->
       RunFolderError: if metrics.jsonl lacks epochs that the checkpoint has behind it.
     """
     phase_key = jax.random.fold_in(jax.random.key(seed), KINDS.index(phase.kind))
-    init_key, order_key = jax.random.split(phase_key)
+    init_key, *keys = jax.random.split(phase_key, 3)
     begin = partial(phase.begin, start, init_key)
     with checkpoint.open_manager(_folder(run, phase, seed)) as manager:
-        leg = Leg(run, phase, seed, manager, *programs.put(run.mesh, order_key))
+        leg = Leg(run, phase, seed, manager, *programs.put(run.mesh, *keys))
         try:
             position, at = _resume_or_begin(leg, begin)
             run.clock.skip(phase.kind, position // run.steps_per_epoch)
@@ -238,15 +239,15 @@ def _train_steps(leg: Leg, epoch: int, at: Epoch) -> tuple[Epoch, float]:
     """The rest of an epoch's steps: its end, and images/s."""
     run, phase = leg.run, leg.phase
     program = programs.train_program(
-        phase.step, run.mesh, run.config.batch_size, unrolled=run.steps_per_call == 1
+        phase.step, run.mesh, run.config.batch_size, run.steps_per_call == 1, phase.policy
     )
-    order_program = programs.order_program(run.mesh, len(run.data.train_images))
-    order = order_program(leg.order_key, *programs.put(run.mesh, np.int32(epoch)))
+    plan_program = programs.plan_program(run.mesh, len(run.data.train_images))
+    plan = plan_program(leg.order_key, leg.step_key, *programs.put(run.mesh, np.int32(epoch)))
     first, started = at.step, time.perf_counter()
     while at.step < run.steps_per_epoch:
         last = min(at.step + run.steps_per_call, run.steps_per_epoch)
         bounds = programs.put(run.mesh, np.int32(at.step), np.int32(last))
-        state, sums = program(at.state, at.sums, run.data, order, *bounds)
+        state, sums = program(at.state, at.sums, run.data, plan, *bounds)
         if at.step == first:  # the call that compiles
             started = time.perf_counter()
         # Read one call late, so that the device never waits for the host.

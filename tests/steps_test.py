@@ -35,8 +35,10 @@ def batch():
     return noise * 0.3 + 2 * jax.nn.one_hot(2 * labels + 1, 8)[:, :, None, None], labels
 
 
-classifier_step = jax.jit(steps.classifier_step)
-augment_step = jax.jit(partial(steps.augment_step, loss_weight=2.0, **OPTIONS))
+KEY = jax.random.key(2)
+
+classifier_step = jax.jit(partial(steps.classifier_step, key=KEY))
+augment_step = jax.jit(partial(steps.augment_step, key=KEY, loss_weight=2.0, **OPTIONS))
 
 
 def test_phases_1_and_3_change_the_classifier_alone(state, batch):
@@ -64,7 +66,7 @@ def changed(after, before):
 
 
 def test_jit_equals_eager(state, batch):
-    eager, eager_metrics = steps.augment_step(state, *batch, loss_weight=2.0, **OPTIONS)
+    eager, eager_metrics = steps.augment_step(state, *batch, KEY, loss_weight=2.0, **OPTIONS)
     jitted, jitted_metrics = augment_step(state, *batch)
     chex.assert_trees_all_close(eager_metrics, jitted_metrics, rtol=1e-4, atol=1e-5)
     discriminators = eager.discriminator.params, jitted.discriminator.params
@@ -95,7 +97,7 @@ def test_the_sign_decides_whether_the_augmenter_makes_images_harder(
     """The finding about the paper's formula, in small: its printed sign lowers the entropy."""
     start = state.replace(classifier=fitted.classifier)
     options = OPTIONS | {"form": form}
-    step = jax.jit(partial(steps.augment_step, loss_weight=2.0, **options))
+    step = jax.jit(partial(steps.augment_step, key=KEY, loss_weight=2.0, **options))
     after = start
     for _ in range(40):
         after, metrics = step(after, *batch)

@@ -305,13 +305,14 @@ def run_steps(phase, state, devices, count, calls=None, batch_size=16):
     replicated = jax.NamedSharding(mesh, jax.P())
     names = programs.metric_names(phase.step, state, data)
     sums = programs.zero_sums(names, mesh)
-    order = jax.device_put(np.arange(48, dtype=np.int32), replicated)
+    plan = programs.Plan(np.arange(48, dtype=np.int32), jax.random.key(0))
+    plan = jax.device_put(plan, replicated)
     state = jax.device_put(jax.tree.map(jnp.copy, state), replicated)
-    program = programs.train_program(phase.step, mesh, batch_size, unrolled=calls is None)
+    program = programs.train_program(phase.step, mesh, batch_size, calls is None)
     for first in range(0, count, calls or 1):
         last = min(first + (calls or 1), count)
         bounds = jax.device_put((np.int32(first), np.int32(last)), replicated)
-        state, sums = program(state, sums, data, order, *bounds)
+        state, sums = program(state, sums, data, plan, *bounds)
     return jax.device_get((state, sums))
 
 
@@ -360,7 +361,7 @@ def test_phases_change_only_what_they_train(uninterrupted):
 def compilations():
     """Of the training steps; phases with the same step share a program that has one for each."""
     mesh, legs = small_run.mesh(), small_run.phases()
-    compiled = {programs.train_program(leg.step, mesh, 16, unrolled=True) for leg in legs}
+    compiled = {programs.train_program(leg.step, mesh, 16, True, leg.policy) for leg in legs}
     return sum(program._cache_size() for program in compiled)
 
 
