@@ -33,7 +33,7 @@ from jax.typing import ArrayLike
 
 from experiments import cli, peers
 from maxent_aug import affine_matrix, data, run_folder, steps, warp_affine
-from maxent_aug.config import Augmenter, Classifier, Config
+from maxent_aug.config import Classifier, Config, PaperAugmenter
 from maxent_aug.phases import schedule
 
 SUITES = ("warp", "step", "startup", "policies")
@@ -43,6 +43,7 @@ FIRST_STEP = """
 import os, jax
 from experiments import cli, paper
 from maxent_aug import programs
+from maxent_aug.config import PRESETS
 compiled = programs.train_program
 def first_step(*arguments, **options):
     def run(*inputs):
@@ -51,7 +52,7 @@ def first_step(*arguments, **options):
         os._exit(0)
     return run
 programs.train_program = first_step
-cli.run("paper", paper.main)
+cli.run("paper", PRESETS, paper.main)
 """
 
 
@@ -211,7 +212,7 @@ def training_steps(
     """
     config = Config(
         classifier=Classifier(architecture, learning_rate=1e-3, finetune_learning_rate=1e-3),
-        augmenter=Augmenter(loss_forms=("intended",)),
+        augmenter=PaperAugmenter(loss_forms=("intended",)),
         compute_dtype=precision.replace("tf32", "float32"),
     )
     key, random = jax.random.key(0), np.random.default_rng(0)

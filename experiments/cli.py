@@ -18,12 +18,11 @@ from absl import app, flags, logging
 
 from maxent_aug import data
 from maxent_aug.checkpoint import CheckpointError
-from maxent_aug.config import PRESETS, Config
+from maxent_aug.config import Training
 from maxent_aug.metrics import MetricsError
 from maxent_aug.run_folder import RunFolderError, check_run_folder
 from maxent_aug.train import Interrupted, NonFiniteLoss
 
-PRESET = flags.DEFINE_enum("preset", "paper", list(PRESETS), "a named configuration")
 WORKDIR = flags.DEFINE_string(
     "workdir",
     None,
@@ -51,7 +50,7 @@ class Settings:
 
     experiment: str
     preset: str
-    config: Config
+    config: Any  # of one of the presets' dataclasses
     workdir: Path
     data_dir: str | None
     seeds: int
@@ -99,8 +98,17 @@ def _allowed(limits: Mapping[str, Any]) -> str:
     return f" ({', '.join(words)})" if words else ""
 
 
-for _name, _field, _default in _fields(Config()):
-    _define(_name, _field, _default)
+def _define_all(presets: Mapping[str, Training]) -> None:
+    """Flags for the presets and their fields, the first preset being the default."""
+    default, *_ = presets
+    known = [name for name in flags.FLAGS if name == "preset" or name.startswith("config.")]
+    for name in known:
+        delattr(flags.FLAGS, name)  # of another experiment in this process
+    flags.DEFINE_enum("preset", default, list(presets), "a named configuration")
+    for name, field, value in _fields(presets[default]):
+        _define(name, field, value)
+    for flag in flags.FLAGS.get_flags_for_module(__name__):
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
 
 
 def _check(name: str, field: dataclasses.Field, value: Any) -> None:
@@ -128,7 +136,7 @@ def _check(name: str, field: dataclasses.Field, value: Any) -> None:
         raise UsageError(f"--{name}={shown} is not allowed{allowed}")
 
 
-def _configure(preset: Config) -> Config:
+def _configure(preset: Training) -> Training:
     """The preset with the flags given on the command line laid over it."""
 
     def overlay(config: Any, prefix: str) -> Any:
@@ -166,7 +174,7 @@ def fail(error: BaseException, code: int) -> NoReturn:
     sys.exit(code)
 
 
-def load_data(config: Config, data_dir: str | None) -> tuple[data.Dataset, data.Dataset]:
+def load_data(config: Training, data_dir: str | None) -> tuple[data.Dataset, data.Dataset]:
     """The training and the test images, checked against the configuration.
 
     Raises:
@@ -182,13 +190,15 @@ def load_data(config: Config, data_dir: str | None) -> tuple[data.Dataset, data.
     except (ValueError, OSError) as error:
         raise UsageError(f"--config.data.name={config.data.name}: {error}") from error
     classes, available = len(train_set.class_names), len(train_set.images)
-    examples = config.data.train_examples
-    if examples and not classes <= examples <= available:
-        raise UsageError(
-            f"--config.data.train_examples={examples} is not allowed (0, or from the number of "
-            f"classes, {classes}, to the number of training images, {available})"
-        )
-    used = examples or available
+    asked = {"held_out": config.data.held_out, "train_examples": config.data.train_examples}
+    for name, examples in asked.items():
+        if examples and not classes <= examples <= available:
+            raise UsageError(
+                f"--config.data.{name}={examples} is not allowed (0, or from the number of "
+                f"classes, {classes}, to the number of training images that are left, {available})"
+            )
+        available -= config.data.held_out
+    used = config.data.train_examples or len(train_set.images) - config.data.held_out
     if config.batch_size > used:
         raise UsageError(
             f"--config.batch_size={config.batch_size} is more than the {used} training images"
@@ -203,7 +213,19 @@ def load_data(config: Config, data_dir: str | None) -> tuple[data.Dataset, data.
     return train_set, test_set
 
 
-def run(experiment: str, main: Callable[[Settings], None]) -> NoReturn:
+def choose(
+    train_set: data.Dataset, test_set: data.Dataset, config: Training, seed: int
+) -> tuple[data.Dataset, data.Dataset]:
+    """A seed's training images, and those that its classifiers are tested on."""
+    examples, held_out = config.data.train_examples, config.data.held_out
+    if examples:
+        train_set = data.subset(train_set, examples + held_out, seed)
+    return data.hold_out(train_set, held_out, seed) if held_out else (train_set, test_set)
+
+
+def run(
+    experiment: str, presets: Mapping[str, Training], main: Callable[[Settings], None]
+) -> NoReturn:
     """Parses the flags and calls main; ends the process.
 
     Exit codes: 0; 1 for a run that failed; 2 for wrong input, before any file is touched; 128 and
@@ -213,11 +235,11 @@ def run(experiment: str, main: Callable[[Settings], None]) -> NoReturn:
     def call(_: list[str]) -> None:
         logging.set_verbosity(logging.WARNING)
         logging.get_absl_handler().setFormatter(None)  # the message alone
-        preset = PRESET.value
+        preset = flags.FLAGS.preset
         workdir = Path(WORKDIR.value or f"runs/{experiment}-{preset}").expanduser()
         again = f"run the same command to resume, in {workdir}"
         try:
-            config = _configure(PRESETS[preset])
+            config = _configure(presets[preset])
             settings = Settings(experiment, preset, config, workdir, DATA_DIR.value, SEEDS.value)
             check_run_folder(workdir, settings.identity)
             if COMPILATION_CACHE.value:
@@ -235,4 +257,5 @@ def run(experiment: str, main: Callable[[Settings], None]) -> NoReturn:
             print(f"stopped at once; {again}", file=sys.stderr)
             sys.exit(128 + signal.SIGINT)
 
+    _define_all(presets)
     app.run(call, flags_parser=_parse)

@@ -16,14 +16,12 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import flags
 
 from experiments import cli
-from maxent_aug import data, diagnostics, metrics, programs, report, run_folder, steps, train
+from maxent_aug import diagnostics, metrics, programs, report, run_folder, steps, train
+from maxent_aug.config import PRESETS
 from maxent_aug.phases import Phase, schedule
 from maxent_aug.progress import Progress, duration
-
-flags.adopt_module_key_flags(cli)
 
 # Table 1 of the paper. It has one proposed method; see the README for its two readings.
 PAPER_ACCURACY = {"baseline": 0.8736, "printed": 0.8760, "intended": 0.8760}
@@ -50,10 +48,7 @@ def main(settings: cli.Settings) -> None:
         progress.say(f"{settings.experiment}, preset {settings.preset}, in {settings.workdir}")
         shown: dict[str, dict[str, Any]] = {}
         for seed in range(settings.seeds):
-            chosen = train_set
-            if config.data.train_examples:
-                chosen = data.subset(train_set, config.data.train_examples, seed)
-            on_device = programs.put_data(chosen, test_set, mesh)
+            on_device = programs.put_data(*cli.choose(train_set, test_set, config, seed), mesh)
             run = train.Run(
                 config, settings.workdir, on_device, mesh, writer, progress, clock, stop
             )
@@ -64,7 +59,7 @@ def main(settings: cli.Settings) -> None:
                     shown[phase.branch] = _transforms(run, phase, final[phase])
         records = [r for r in metrics.read(writer.path) if r["seed"] < settings.seeds]
         result = _result(settings, settings.identity["config"], records)
-        pictures = _figures(settings.workdir, test_set.images[:PICTURES], records, shown)
+        pictures = _figures(settings.workdir, records, shown)
         report.write_report(
             settings.workdir / "report.html",
             title="Learned augmentation, the paper's protocol",
@@ -87,6 +82,7 @@ def _transforms(run: train.Run, phase: Phase, state: steps.State) -> dict[str, A
     per_image = diagnostics.per_image(values["theta"], (height, width), *logits)
     augmented, theta = jax.jit(_augment)(state.augmenter, on_device)
     return jax.device_get(per_image) | {
+        "images": np.asarray(on_device.test_images[:PICTURES]),
         "augmented": np.asarray(augmented),
         "words": diagnostics.describe(theta, (height, width)),
     }
@@ -140,7 +136,7 @@ def _statistics(values: list[float]) -> dict[str, Any]:
 
 
 def _figures(
-    workdir: Path, images: np.ndarray, records: list[Any], shown: dict[str, dict[str, Any]]
+    workdir: Path, records: list[Any], shown: dict[str, dict[str, Any]]
 ) -> list[tuple[Path, str, str]]:
     """Draws the figures: (path, title, caption) for the report."""
     from maxent_aug import figures  # matplotlib writes a cache of fonts when it is imported
@@ -163,7 +159,7 @@ def _figures(
         ),
         "augmented": (
             figures.augmented(
-                np.concatenate([images] * len(branches)),
+                of_all("images"),
                 of_all("augmented"),
                 [words for branch in branches for words in shown[branch]["words"]],
                 of_all("entropy_before"),
@@ -207,4 +203,4 @@ def _print(settings: cli.Settings, result: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run("paper", main)
+    cli.run("paper", PRESETS, main)

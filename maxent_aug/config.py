@@ -28,6 +28,12 @@ class Data:
     train_examples: int = _field(
         0, "training images, a stratified subset fixed by the seed; 0 takes all", low=0
     )
+    held_out: int = _field(
+        0,
+        "training images, other ones, that are tested on in place of the test images, to choose "
+        "settings by; 0: the test images",
+        low=0,
+    )
 
 
 @dataclass(frozen=True)
@@ -51,11 +57,6 @@ class Classifier:
 @dataclass(frozen=True)
 class Augmenter:
     learning_rate: float = _field(1e-4, "Adam's, in phase 2", above=0)
-    loss_forms: tuple[str, ...] = _field(
-        ("printed", "intended"),
-        "forms of the max-entropy loss, a branch each, separated by commas",
-        choices=("printed", "intended", "gap", "target"),
-    )
     loss_weight: float = _field(2.0, "lambda, the weight of the max-entropy loss", low=0)
     target: float = _field(0.3, "wanted H / log2 m, for the form target", low=0, high=1)
     saturating: bool = _field(True, "log(1 - D) as in the paper; false: the non-saturating -log D")
@@ -67,17 +68,24 @@ class Augmenter:
 
 
 @dataclass(frozen=True)
+class PaperAugmenter(Augmenter):
+    loss_forms: tuple[str, ...] = _field(
+        ("printed", "intended"),
+        "forms of the max-entropy loss, a branch each, separated by commas",
+        choices=("printed", "intended", "gap", "target"),
+    )
+
+
+@dataclass(frozen=True)
 class Discriminator:
     learning_rate: float = _field(1e-4, "SGD's, in phase 2", above=0)
 
 
 @dataclass(frozen=True)
-class Config:
+class Training:
+    """What every experiment that trains can be told."""
+
     data: Data = Data()
-    epochs: Epochs = Epochs()
-    classifier: Classifier = Classifier()
-    augmenter: Augmenter = Augmenter()
-    discriminator: Discriminator = Discriminator()
     batch_size: int = _field(128, "images a training step, over all devices (ours)", low=1)
     eval_batch_size: int = _field(1000, "images an evaluation step, over all devices", low=1)
     compute_dtype: str = _field(
@@ -89,6 +97,45 @@ class Config:
         0, "training steps a compiled call; 0: 1 on a CPU, 100 on an accelerator", low=0
     )
     checkpoint_every: int = _field(1, "epochs between checkpoints; a phase's end has one", low=1)
+    evaluate_every: int = _field(1, "epochs between evaluations; a phase's end has one", low=1)
+
+
+@dataclass(frozen=True)
+class Config(Training):
+    """Of the paper's protocol."""
+
+    epochs: Epochs = Epochs()
+    classifier: Classifier = Classifier()
+    augmenter: PaperAugmenter = PaperAugmenter()
+    discriminator: Discriminator = Discriminator()
+
+
+@dataclass(frozen=True)
+class ComparedEpochs:
+    train: int = _field(200, "of the classifier, in every row", low=2)
+    augment: int = _field(20, "of phase 2 of a learned row, half-way through its training", low=1)
+
+
+@dataclass(frozen=True)
+class ComparedClassifier:
+    architecture: str = _field(
+        "ResNet18",
+        "the classifier; ResNetSmall has 0.15 M weights",
+        choices=("ResNet18", "ResNet34", "ResNet50", "ResNetSmall"),
+    )
+    learning_rate: float = _field(0.1, "SGD's first; falls to 0 as a cosine", above=0)
+    momentum: float = _field(0.9, "Nesterov's", low=0, high=1)
+    weight_decay: float = _field(5e-4, "of all weights, as in the published recipe", low=0)
+
+
+@dataclass(frozen=True)
+class Comparison(Training):
+    """Of all augmentations under one trainer."""
+
+    epochs: ComparedEpochs = ComparedEpochs()
+    classifier: ComparedClassifier = ComparedClassifier()
+    augmenter: Augmenter = Augmenter()
+    discriminator: Discriminator = Discriminator()
 
 
 PRESETS = {
@@ -106,5 +153,26 @@ PRESETS = {
         epochs=Epochs(pretrain=5, augment=5, finetune=5),
         classifier=Classifier(architecture="ResNetSmall"),
         batch_size=64,
+    ),
+}
+
+COMPARISON_PRESETS = {
+    # The recipe of DeVries and Taylor 2017, https://arxiv.org/abs/1708.04552, with one cosine.
+    "full": Comparison(evaluate_every=10, checkpoint_every=5),
+    "small": Comparison(
+        data=Data(train_examples=5000),
+        epochs=ComparedEpochs(train=20, augment=4),
+        classifier=ComparedClassifier("ResNetSmall"),
+        batch_size=50,
+        evaluate_every=10,
+        checkpoint_every=5,
+    ),
+    "quick": Comparison(
+        data=Data(name="digits"),
+        epochs=ComparedEpochs(train=4, augment=2),
+        classifier=ComparedClassifier("ResNetSmall"),
+        batch_size=64,
+        evaluate_every=2,
+        checkpoint_every=2,
     ),
 }

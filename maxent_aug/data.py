@@ -103,6 +103,19 @@ def subset(dataset: Dataset, examples: int, seed: int) -> Dataset:
     return Dataset(dataset.images[chosen], dataset.labels[chosen], dataset.class_names)
 
 
+def hold_out(dataset: Dataset, examples: int, seed: int) -> tuple[Dataset, Dataset]:
+    """(the rest, a stratified random part as of `subset`), each in the order of `dataset`.
+
+    examples: in [number of classes, N - 1]; seed: >= 0. Raises ValueError.
+    """
+    if examples >= len(dataset.images):
+        raise ValueError(f"examples must be less than the {len(dataset.images)} images")
+    held = subset(dataset, examples, seed)
+    chosen = np.isin(np.arange(len(dataset.images)), _stratified(dataset.labels, examples, seed))
+    rest = Dataset(dataset.images[~chosen], dataset.labels[~chosen], dataset.class_names)
+    return rest, held
+
+
 def channel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of images / 255 per channel: two float32 [C].
 

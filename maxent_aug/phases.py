@@ -1,6 +1,6 @@
-"""The phases of the paper as data: what each trains, how long, and from which phase's end."""
+"""Phases as data: what each trains, how long, and from which phase's end."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -10,10 +10,11 @@ import optax
 from jax import Array
 
 from maxent_aug import models, programs, steps
-from maxent_aug.config import Config
+from maxent_aug.config import Augmenter, Comparison, Config, Discriminator
 
-# All that is random in a phase is drawn from fold_in(key(seed), KINDS.index(kind)).
-KINDS = ("pretrain", "augment", "finetune")
+# All that is random in a phase is drawn from fold_in(key(seed), KINDS[kind]); so a classifier that
+# is trained in one phase begins as one that is pretrained.
+KINDS = {"pretrain": 0, "augment": 1, "finetune": 2, "train": 0}
 
 
 @dataclass(frozen=True)
@@ -42,36 +43,100 @@ def schedule(config: Config, image_shape: tuple[int, ...], num_classes: int) -> 
       image_shape: (H, W, C).
       num_classes: m.
     """
-    pretrain = _pretrain(config, image_shape, num_classes)
+    tx = optax.adam(config.classifier.learning_rate)
+    begin = _begin_classifier(config, image_shape, num_classes, tx)
+    pretrain = Phase("pretrain", "pretrain", config.epochs.pretrain, begin, *_CLASSIFIER)
     # Made once, so that the branches share their compiled programs.
     finetune_tx = optax.adam(config.classifier.finetune_learning_rate)
-    begin_augment = _begin_augment(config, image_shape)
-    phases = [pretrain, _finetune(config, "baseline", finetune_tx, pretrain)]
+    begin_augment = _begin_augment(config.augmenter, config.discriminator, image_shape)
+
+    def finetune(branch: str, follows: Phase) -> Phase:
+        begin = partial(_fresh_optimizer, finetune_tx)
+        return Phase(branch, "finetune", config.epochs.finetune, begin, *_CLASSIFIER, follows)
+
+    phases = [pretrain, finetune("baseline", pretrain)]
     for form in config.augmenter.loss_forms:
-        augment = _augment(config, form, begin_augment, pretrain)
-        phases += [augment, _finetune(config, form, finetune_tx, augment)]
+        game = _augment_steps(config.augmenter, form)
+        augment = Phase(form, "augment", config.epochs.augment, begin_augment, *game, pretrain)
+        phases += [augment, finetune(form, augment)]
     return tuple(phases)
 
 
-def _pretrain(config: Config, image_shape: tuple[int, ...], num_classes: int) -> Phase:
-    """Phase 1, or the first half of the baseline."""
+def comparison(
+    config: Comparison,
+    rows: Mapping[str, tuple[programs.Policy, str | None]],
+    image_shape: tuple[int, ...],
+    num_classes: int,
+    steps_per_epoch: int,
+) -> dict[str, tuple[Phase, ...]]:
+    """One phase for a fixed policy; for a learned augmenter the paper's three.
+
+    Each row's classifier gets the same number of updates under the same learning rates. A learned
+    augmenter is trained when it has had half of them, and makes the images of the other half.
+
+    Args:
+      config: of all rows.
+      rows: by name, the policy of all images and the form of the augmenter's loss, None for none.
+      image_shape: (H, W, C).
+      num_classes: m.
+      steps_per_epoch: with config.epochs.train, the length of the cosine.
+
+    Returns:
+      The phases of each row, in order.
+    """
+    schedule = optax.cosine_decay_schedule(
+        config.classifier.learning_rate, config.epochs.train * steps_per_epoch
+    )
+    tx = optax.chain(
+        optax.add_decayed_weights(config.classifier.weight_decay),
+        optax.sgd(schedule, config.classifier.momentum, nesterov=True),
+    )
+    begin = _begin_classifier(config, image_shape, num_classes, tx)
+    begin_augment = _begin_augment(config.augmenter, config.discriminator, image_shape)
+    half, phases = config.epochs.train // 2, {}
+    for row, (policy, form) in rows.items():
+        train = partial(Phase, row, policy=policy)
+        if form is None:
+            phases[row] = (train("train", config.epochs.train, begin, *_CLASSIFIER),)
+            continue
+        pretrain = train("pretrain", half, begin, *_CLASSIFIER)
+        game = _augment_steps(config.augmenter, form)
+        augment = train("augment", config.epochs.augment, begin_augment, *game, pretrain)
+        rest = config.epochs.train - half
+        finetune = train("finetune", rest, _drop_discriminator, *_CLASSIFIER, augment)
+        phases[row] = (pretrain, augment, finetune)
+    return phases
+
+
+_CLASSIFIER = steps.classifier_step, steps.eval_step
+
+
+def _begin_classifier(
+    config: Config | Comparison,
+    image_shape: tuple[int, ...],
+    num_classes: int,
+    tx: optax.GradientTransformation,
+) -> Callable[..., steps.State]:
+    """A new classifier."""
     architecture = getattr(models, config.classifier.architecture)
     classifier = architecture(num_classes, dtype=jnp.dtype(config.compute_dtype))
-    tx = optax.adam(config.classifier.learning_rate)
 
     def begin(_: None, key: Array) -> steps.State:
         return steps.State(steps.create_model_state(classifier, key, image_shape, tx))
 
-    train_classifier = steps.classifier_step, steps.eval_step
-    return Phase("pretrain", "pretrain", config.epochs.pretrain, begin, *train_classifier)
+    return begin
 
 
-def _begin_augment(config: Config, image_shape: tuple[int, ...]) -> Callable[..., steps.State]:
+def _begin_augment(
+    augmenter_config: Augmenter,
+    discriminator_config: Discriminator,
+    image_shape: tuple[int, ...],
+) -> Callable[..., steps.State]:
     """Adds a new augmenter and a new discriminator."""
-    augmenter = models.Augmenter(padding_mode=config.augmenter.padding_mode)
-    augmenter_tx = optax.adam(config.augmenter.learning_rate)
+    augmenter = models.Augmenter(padding_mode=augmenter_config.padding_mode)
+    augmenter_tx = optax.adam(augmenter_config.learning_rate)
     discriminator = models.Discriminator()
-    discriminator_tx = optax.sgd(config.discriminator.learning_rate)
+    discriminator_tx = optax.sgd(discriminator_config.learning_rate)
 
     def begin(state: steps.State, key: Array) -> steps.State:
         keys = [jax.random.fold_in(key, i) for i in range(2)]
@@ -84,24 +149,21 @@ def _begin_augment(config: Config, image_shape: tuple[int, ...]) -> Callable[...
     return begin
 
 
-def _augment(config: Config, form: str, begin: Callable[..., steps.State], follows: Phase) -> Phase:
-    """Phase 2, with a form of the max-entropy loss."""
-    target, saturating = config.augmenter.target, config.augmenter.saturating
-    options = {"form": form, "target": target, "saturating": saturating}
-    step = partial(steps.augment_step, loss_weight=config.augmenter.loss_weight, **options)
-    eval_step = partial(steps.augment_eval_step, **options)
-    return Phase(form, "augment", config.epochs.augment, begin, step, eval_step, follows)
+def _augment_steps(config: Augmenter, form: str) -> tuple[Callable, Callable]:
+    """Phase 2's step and evaluation, with a form of the max-entropy loss."""
+    options = {"form": form, "target": config.target, "saturating": config.saturating}
+    step = partial(steps.augment_step, loss_weight=config.loss_weight, **options)
+    return step, partial(steps.augment_eval_step, **options)
 
 
-def _finetune(
-    config: Config, branch: str, tx: optax.GradientTransformation, follows: Phase
-) -> Phase:
-    """Phase 3, or the second half of the baseline: a fresh optimiser, and no discriminator."""
+def _drop_discriminator(state: steps.State, key: Array) -> steps.State:
+    del key
+    return state.replace(discriminator=None)
 
-    def begin(state: steps.State, key: Array) -> steps.State:
-        del key
-        fresh = state.classifier.replace(tx=tx, opt_state=tx.init(state.classifier.params))
-        return state.replace(classifier=fresh, discriminator=None)
 
-    train_classifier = steps.classifier_step, steps.eval_step
-    return Phase(branch, "finetune", config.epochs.finetune, begin, *train_classifier, follows)
+def _fresh_optimizer(
+    tx: optax.GradientTransformation, state: steps.State, key: Array
+) -> steps.State:
+    """For phase 3, or the second half of the baseline."""
+    fresh = state.classifier.replace(tx=tx, opt_state=tx.init(state.classifier.params))
+    return _drop_discriminator(state.replace(classifier=fresh), key)

@@ -62,7 +62,7 @@ def create_model_state(
 
 
 def normalize(images: Array, mean: Array, sd: Array) -> Array:
-    """Maps images [..., C] of 0 to 255 to float32 with mean 0 and sd 1, given those of images / 255."""
+    """Maps images [..., C] of 0 to 255 to float32 of mean 0 and sd 1; those of images / 255."""
     return (images.astype(jnp.float32) / 255.0 - mean) / sd
 
 

@@ -24,7 +24,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from maxent_aug import checkpoint, diagnostics, metrics, programs, steps
-from maxent_aug.config import Config
+from maxent_aug.config import Training
 from maxent_aug.metrics import MetricsWriter
 from maxent_aug.phases import KINDS, Phase
 from maxent_aug.progress import Progress
@@ -93,7 +93,7 @@ class Clock:
 class Run:
     """What the phases of one seed share: the folder's files, the data, the devices."""
 
-    config: Config
+    config: Training
     workdir: Path
     data: programs.Data
     mesh: Mesh
@@ -156,7 +156,7 @@ def train_phase(run: Run, phase: Phase, seed: int, start: steps.State | None) ->
       CheckpointError: if the phase has checkpoints, and none can be read.
       RunFolderError: if metrics.jsonl lacks epochs that the checkpoint has behind it.
     """
-    phase_key = jax.random.fold_in(jax.random.key(seed), KINDS.index(phase.kind))
+    phase_key = jax.random.fold_in(jax.random.key(seed), KINDS[phase.kind])
     init_key, *keys = jax.random.split(phase_key, 3)
     begin = partial(phase.begin, start, init_key)
     with checkpoint.open_manager(_folder(run, phase, seed)) as manager:
@@ -219,7 +219,10 @@ def _train_epoch(leg: Leg, epoch: int, at: Epoch) -> Epoch:
     run, phase, where = leg.run, leg.phase, leg.where(epoch + 1)
     started = time.perf_counter()
     at, rate = _train_steps(leg, epoch, at)
-    record = _record(run, phase, at)
+    last = epoch + 1 == phase.epochs
+    record = _training_record(at)
+    if last or (epoch + 1) % run.config.evaluate_every == 0:
+        record |= _evaluation_record(run, phase, at.state)
     if not all(math.isfinite(v) for name, v in record.items() if name.endswith("loss")):
         raise _non_finite("the loss", leg, epoch, at.step)
     seconds = time.perf_counter() - started
@@ -227,7 +230,6 @@ def _train_epoch(leg: Leg, epoch: int, at: Epoch) -> Epoch:
     run.clock.tick(phase.kind, seconds)
     _show(run, phase, where, record, rate)
     end = Epoch(at.state, programs.zero_sums(at.sums["metrics"], run.mesh), 0)
-    last = epoch + 1 == phase.epochs
     if last or run.stop or (epoch + 1) % run.config.checkpoint_every == 0:
         _save(leg, epoch, end, at.step)
     if run.stop:
@@ -298,19 +300,24 @@ def _non_finite(what: str, leg: Leg, epoch: int, step: int) -> NonFiniteLoss:
     )
 
 
-def _record(run: Run, phase: Phase, at: Epoch) -> dict[str, float]:
-    """An epoch's metrics: means over its training steps and over the test images."""
+def _training_record(at: Epoch) -> dict[str, float]:
+    """Means over an epoch's steps."""
     totals = jax.device_get(at.sums["metrics"])
-    record = {f"train_{name}": float(total) / at.step for name, total in totals.items()}
+    return {f"train_{name}": float(total) / at.step for name, total in totals.items()}
+
+
+def _evaluation_record(run: Run, phase: Phase, state: steps.State) -> dict[str, float]:
+    """Means over the test images, and how far the augmenter has collapsed."""
+    record: dict[str, float] = {}
     values = programs.evaluate(
-        phase.eval_step, at.state, run.data, run.mesh, run.config.eval_batch_size
+        phase.eval_step, state, run.data, run.mesh, run.config.eval_batch_size
     )
     if "theta" in values:
         theta, before, after = (values.pop(k) for k in ("theta", "logits_before", "logits_after"))
         _, height, width, _ = run.data.test_images.shape
         theta, before, after = programs.put(run.mesh, theta, before, after)
         collapse = diagnostics.collapse(theta, (height, width), before, after)
-        record |= {name: float(value) for name, value in jax.device_get(collapse).items()}
+        record = {name: float(value) for name, value in jax.device_get(collapse).items()}
     return record | {f"test_{name}": float(value.mean()) for name, value in values.items()}
 
 
@@ -327,6 +334,6 @@ def _show(run: Run, phase: Phase, where: dict[str, Any], record: dict, rate: flo
         epochs=phase.epochs,
         images_per_second=rate,
         seconds_left=run.clock.seconds_left(),
-        numbers={label: record[name] for name, label in names.items()},
+        numbers={label: record[name] for name, label in names.items() if name in record},
         epoch_done=True,
     )

@@ -43,10 +43,10 @@ def command(tmp_path, monkeypatch, capsys, data_dir):
         monkeypatch.setattr(sys, "argv", ["paper.py", *arguments])
         try:
             with pytest.raises(SystemExit) as stopped:
-                cli.run("paper", main)
+                cli.run("paper", PRESETS, main)
         finally:
-            for name, flag in all_flags():
-                flag.value, flag.present = saved[0][name], saved[1][name]
+            for name in saved[0]:
+                flags.FLAGS[name].value, flags.FLAGS[name].present = (s[name] for s in saved)
         out, errors = capsys.readouterr()
         return stopped.value.code or 0, out, errors, reached
 

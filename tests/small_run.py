@@ -14,14 +14,14 @@ import numpy as np
 from sklearn.datasets import load_digits
 
 from maxent_aug import metrics, models, programs, run_folder, train
-from maxent_aug.config import PRESETS, Augmenter, Config, Epochs
+from maxent_aug.config import PRESETS, Config, Epochs, PaperAugmenter
 from maxent_aug.data import Dataset
 from maxent_aug.phases import schedule
 
 CONFIG = dataclasses.replace(
     PRESETS["quick"],
     epochs=Epochs(2, 2, 2),
-    augmenter=Augmenter(learning_rate=1e-3, loss_forms=("intended",)),
+    augmenter=PaperAugmenter(learning_rate=1e-3, loss_forms=("intended",)),
     batch_size=16,
     eval_batch_size=16,
 )
@@ -113,4 +113,4 @@ def main(settings):
 if __name__ == "__main__":
     from experiments import cli
 
-    cli.run("small_run", main)
+    cli.run("small_run", PRESETS, main)
