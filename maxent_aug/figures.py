@@ -211,6 +211,63 @@ def augmented(
     return figure
 
 
+def versions(images: Any, augmented: Any, *, title: str) -> Figure:
+    """A row for each image: the image, a gap, and how it was augmented.
+
+    Args:
+      images: [N, H, W, C] uint8, C = 1 or 3.
+      augmented: [N, K, H, W, C] uint8.
+      title: of the figure.
+
+    Raises:
+      ValueError: if the shapes do not agree.
+    """
+    images, augmented = np.asarray(images), np.asarray(augmented)
+    if augmented.ndim != 5 or images.shape != augmented.shape[:1] + augmented.shape[2:]:
+        raise ValueError(
+            f"images {images.shape} and augmented {augmented.shape}: expected [N, H, W, C] and "
+            "[N, K, H, W, C]"
+        )
+    gap, top = 12, 70  # in pixels of the saved figure
+    count, repeats, height, width = augmented.shape[:4]
+    cell = int(WIDTH_INCHES * DPI - 4 * gap) // (repeats + 1) - gap
+    shown = round(cell * height / width), cell
+    figure = Figure(figsize=(WIDTH_INCHES, (top + count * (shown[0] + gap) + gap) / DPI), dpi=DPI)
+    _put_text(figure, gap, 16, title, fontsize=11)
+    for row in range(count):
+        y = top + row * (shown[0] + gap)
+        _put_image(figure, images[row], gap, y, shown)
+        for column in range(repeats):
+            x = 4 * gap + (column + 1) * (cell + gap)
+            _put_image(figure, augmented[row, column], x, y, shown)
+    return figure
+
+
+def comparison(table: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """Test accuracy of each row of a comparison, the first on top.
+
+    Args:
+      table: by name: mean, sd (None for one seed) and per_seed, a mapping from seed to accuracy.
+
+    Returns:
+      One panel: a small dot for each seed, a large one for their mean, a bar of one standard
+      deviation to each side.
+    """
+    figure = _figure(1.2 + 0.28 * max(1, len(table)))
+    axes = figure.subplots()
+    for y, row in enumerate(table.values()):
+        seeds = list(row["per_seed"].values())
+        axes.plot(seeds, [y] * len(seeds), "o", color=GREY, markersize=3, zorder=3)
+        axes.errorbar(row["mean"], y, xerr=row["sd"], fmt="o", color=COLOURS["intended"])
+    axes.set_yticks(range(len(table)), table)
+    axes.invert_yaxis()
+    axes.set_xlabel("test accuracy of the last epoch")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="x", color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+    return figure
+
+
 def _put_text(figure: Figure, x: float, y: float, text: str, **style: Any) -> None:
     """Text with its left upper corner at (x, y) in pixels from the left upper corner."""
     width, height = figure.bbox.size

@@ -1,0 +1,288 @@
+"""Every augmentation under one trainer: the same seeds, learning rates and number of updates.
+
+Policies are those of maxent_aug.policies, joined by + to apply one after the other, and the
+paper's learned augmenters, printed and intended (the sign of their loss). Run it again in the same
+folder to resume, or to add policies and seeds.
+
+  python -m experiments.compare --preset=small --seeds=3    5,000 images of CIFAR-10, a small ResNet
+  python -m experiments.compare --policies=flip_crop,flip_crop+cutout --seeds=2    all of CIFAR-10
+"""
+
+import datetime
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+from jax import Array
+from scipy import stats
+
+from experiments import cli
+from maxent_aug import metrics, phases, policies, programs, run_folder, steps, train
+from maxent_aug.config import COMPARISON_PRESETS
+from maxent_aug.progress import Progress, duration
+
+IMAGE_POLICIES = {
+    "identity": policies.identity,
+    "flip": policies.flip,
+    "flip_crop": policies.flip_crop,
+    "random_affine": policies.random_affine,
+    "cutout": policies.cutout,
+    "rand_augment": policies.rand_augment,
+    "trivial_augment": policies.trivial_augment,
+    "auto_augment": policies.auto_augment,
+}
+MIXING_POLICIES = {"mixup": policies.mixup, "cutmix": policies.cutmix}
+LEARNED = ("printed", "intended")
+SINGLE = (*IMAGE_POLICIES, *MIXING_POLICIES, "entropy_magnitude", *LEARNED)
+CONTROLS = ("identity", "random_affine")  # what every row is compared with
+PICTURES = 8
+
+POLICIES = flags.DEFINE_list(
+    "policies",
+    [*SINGLE, "flip_crop+cutout"],
+    f"rows of the table, of {', '.join(SINGLE)}; + joins several, at most one learned",
+)
+
+
+def main(settings: cli.Settings) -> None:
+    """Trains every policy with every seed, and writes what came out to the run's folder."""
+    names = _check(POLICIES.value)
+    config = settings.config
+    train_set, test_set = cli.load_data(config, settings.data_dir)
+    mesh = programs.make_mesh()
+    examples = config.data.train_examples or len(train_set.images) - config.data.held_out
+    rows = phases.comparison(
+        config,
+        {name: _row(name, len(train_set.class_names)) for name in names},
+        train_set.images.shape[1:],
+        len(train_set.class_names),
+        examples // config.batch_size,
+    )
+    with (
+        run_folder.open_run_folder(settings.workdir, settings.identity),
+        metrics.MetricsWriter(settings.workdir) as writer,
+        train.stop_on_signals() as stop,
+    ):
+        progress, clock = Progress(), train.Clock(sum(rows.values(), ()), settings.seeds)
+        progress.say(f"{settings.experiment}, preset {settings.preset}, in {settings.workdir}")
+        (settings.workdir / "figures").mkdir(exist_ok=True)
+        for seed in range(settings.seeds):
+            on_device = programs.put_data(*cli.choose(train_set, test_set, config, seed), mesh)
+            run = train.Run(
+                config, settings.workdir, on_device, mesh, writer, progress, clock, stop
+            )
+            for name, legs in rows.items():
+                _train(run, name, legs, seed)
+                result = _result(settings, rows)
+                run_folder.write_json(settings.workdir / "compare.json", result)
+        _draw_table(settings.workdir, result)
+    _print(settings.workdir, result)
+
+
+def _check(names: Sequence[str]) -> tuple[str, ...]:
+    """Raises UsageError unless each name is of a policy, or of several joined by +."""
+    for name in names:
+        parts = name.split("+")
+        unknown = [part for part in parts if part not in SINGLE]
+        if unknown or sum(part in LEARNED for part in parts) > 1:
+            raise cli.UsageError(
+                f"--policies: {name!r} is not allowed (of {', '.join(SINGLE)}; + joins several, at "
+                "most one learned)"
+            )
+    if not names or len(set(names)) < len(names):
+        raise cli.UsageError(
+            f"--policies={','.join(names)} is not allowed (one or more, once each)"
+        )
+    return tuple(names)
+
+
+def _row(name: str, num_classes: int) -> tuple[programs.Policy, str | None]:
+    """The policy of all images, and the form of the learned augmenter's loss if there is one."""
+    parts = name.split("+")
+    chain = [_policy(part, num_classes) for part in parts if part not in LEARNED]
+    form = next((part for part in parts if part in LEARNED), None)
+    return partial(_apply, chain), form
+
+
+def _policy(name: str, num_classes: int) -> programs.Policy:
+    if name == "entropy_magnitude":
+        return _entropy_magnitude
+    if name in MIXING_POLICIES:
+        mix = partial(MIXING_POLICIES[name], num_classes=num_classes)
+        return lambda key, images, labels, classify: mix(key, images, labels)
+    return lambda key, images, labels, classify: (IMAGE_POLICIES[name](key, images), labels)
+
+
+def _entropy_magnitude(
+    key: Array, images: Array, labels: Array, classify: Callable[[Array], Array]
+) -> tuple[Array, Array]:
+    strength = policies.entropy_strength(classify(images))
+    return policies.entropy_magnitude(key, images, strength), labels
+
+
+def _apply(
+    chain: Sequence[programs.Policy],
+    key: Array,
+    images: Array,
+    labels: Array,
+    classify: Callable[[Array], Array],
+) -> tuple[Array, Array]:
+    """One policy after the other."""
+    for number, policy in enumerate(chain):
+        images, labels = policy(jax.random.fold_in(key, number), images, labels, classify)
+    return images, labels
+
+
+def _train(run: train.Run, name: str, legs: Sequence[phases.Phase], seed: int) -> None:
+    """Trains a row with a seed, unless it is done; with the first seed draws what it does."""
+    picture = run.workdir / "figures" / f"{name}.png"
+    if seed in _accuracies(run.workdir, legs[-1], seed + 1) and (seed or picture.exists()):
+        for leg in legs:
+            run.clock.skip(leg.kind, leg.epochs)
+        return
+    state = None
+    for leg in legs:
+        state = train.train_phase(run, leg, seed, state)
+    if seed == 0:
+        from maxent_aug import figures  # matplotlib writes a cache of fonts when it is imported
+
+        images, versions = jax.jit(partial(_versions, legs[-1].policy))(state, run.data)
+        figure = figures.versions(
+            np.asarray(images), np.asarray(versions), title=f"{name}: inputs, eight times augmented"
+        )
+        figure.savefig(picture)
+
+
+def _versions(
+    policy: programs.Policy, state: steps.State, on_device: programs.Data
+) -> tuple[Array, Array]:
+    """The first images of the test set [N, H, W, C] and as they are trained on [N, 8, H, W, C]."""
+    images, labels = on_device.test_images[:PICTURES], on_device.test_labels[:PICTURES]
+    mean, sd = on_device.mean, on_device.sd
+
+    def version(key: Array) -> Array:
+        changed, _ = policy(
+            key, images, labels, lambda x: state.classifier(steps.normalize(x, mean, sd))
+        )
+        changed = steps.normalize(changed, mean, sd)
+        if state.augmenter is not None:
+            changed, _ = state.augmenter(changed)
+        return steps.denormalize(changed, mean, sd)
+
+    keys = jax.random.split(jax.random.key(0), PICTURES)
+    return images, jax.numpy.stack([version(key) for key in keys], axis=1)
+
+
+def _accuracies(workdir: Path, last: phases.Phase, seeds: int) -> dict[int, float]:
+    """Test accuracy at the end of a row, for each of the first seeds that is done."""
+    path = workdir / "metrics.jsonl"
+    end = (last.branch, last.kind, last.epochs)
+    return {
+        r["seed"]: r["test_accuracy"]
+        for r in (metrics.read(path) if path.exists() else [])
+        if (r["branch"], r["phase"], r["epoch"]) == end and r["seed"] < seeds
+    }
+
+
+def _result(settings: cli.Settings, rows: Mapping[str, Sequence[phases.Phase]]) -> dict[str, Any]:
+    """The content of compare.json, with the rows that are done, the best first."""
+    found = {
+        name: _accuracies(settings.workdir, legs[-1], settings.seeds) for name, legs in rows.items()
+    }
+    found = {name: accuracies for name, accuracies in found.items() if accuracies}
+    records = metrics.read(settings.workdir / "metrics.jsonl")
+    seconds = {
+        name: sum(r["seconds"] for r in records if r["branch"] == name and r["seed"] in accuracies)
+        / len(accuracies)
+        for name, accuracies in found.items()
+    }
+    table = {}
+    for name in sorted(found, key=lambda name: -np.mean(list(found[name].values()))):
+        accuracies = found[name]
+        differences = {
+            f"to_{control}": _paired_difference(accuracies, found[control])
+            for control in CONTROLS
+            if control in found
+        }
+        table[name] = {
+            **_statistics(list(accuracies.values())),
+            **differences,
+            "seconds": seconds[name],
+            "seconds_to_identity": seconds[name] / seconds["identity"]
+            if "identity" in seconds
+            else None,
+            "per_seed": {str(seed): value for seed, value in accuracies.items()},
+        }
+    tested_on = "held-out training" if settings.config.data.held_out else "test"
+    return {
+        "experiment": settings.experiment,
+        "preset": settings.preset,
+        "command": shlex.join(
+            ["python", "-m", f"experiments.{settings.experiment}", *sys.argv[1:]]
+        ),
+        "date": datetime.date.today().isoformat(),
+        "note": f"accuracy of the last epoch on the {tested_on} images; nothing was tuned: "
+        "each policy has the settings of its paper, all have one recipe of training",
+        "table": table,
+        "seconds": sum(r["seconds"] for r in records),
+        "config": settings.identity["config"],
+        **run_folder.environment(),
+    }
+
+
+def _statistics(values: Sequence[float]) -> dict[str, Any]:
+    sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return {"mean": float(np.mean(values)), "sd": sd, "n": len(values)}
+
+
+def _paired_difference(
+    accuracies: Mapping[int, float], control: Mapping[int, float]
+) -> dict[str, Any] | None:
+    """Mean difference over the seeds of both, and its 95 % interval by Student's t."""
+    pairs = [accuracies[seed] - control[seed] for seed in accuracies.keys() & control.keys()]
+    if not pairs:
+        return None
+    found = _statistics(pairs)
+    low = high = None
+    if found["sd"] is not None:
+        margin = float(stats.t.ppf(0.975, len(pairs) - 1)) * found["sd"] / len(pairs) ** 0.5
+        low, high = found["mean"] - margin, found["mean"] + margin
+    return found | {"low": low, "high": high}
+
+
+def _draw_table(workdir: Path, result: Mapping[str, Any]) -> None:
+    from maxent_aug import figures
+
+    figures.comparison(result["table"]).savefig(workdir / "figures" / "comparison.png")
+
+
+def _print(workdir: Path, result: Mapping[str, Any]) -> None:
+    heads = [f"- {control} (95 %)" for control in CONTROLS]
+    print(f"\n{'':<24}accuracy      sd   n{heads[0]:>28}{heads[1]:>28}  time / identity")
+    for name, row in result["table"].items():
+        sd = "     -" if row["sd"] is None else f"{row['sd']:.4f}"
+        against = "".join(f"{_interval(row.get(f'to_{control}')):>28}" for control in CONTROLS)
+        ratio = row["seconds_to_identity"]
+        time = "-" if ratio is None else f"{ratio:.2f}"
+        print(f"  {name:<22}  {row['mean']:.4f}  {sd}  {row['n']:>2}{against}{time:>17}")
+    print(f"\n{result['note']}")
+    print(f"{duration(result['seconds'])} on {result['device']}")
+    print(f"compare.json, figures/comparison.png and a picture of each policy in {workdir}")
+
+
+def _interval(difference: Mapping[str, Any] | None) -> str:
+    if difference is None:
+        return "-"
+    if difference["low"] is None:
+        return f"{difference['mean']:+.4f}"
+    return f"{difference['mean']:+.4f} ({difference['low']:+.4f}, {difference['high']:+.4f})"
+
+
+if __name__ == "__main__":
+    cli.run("compare", COMPARISON_PRESETS, main)
