@@ -79,8 +79,8 @@ def main(settings: cli.Settings) -> None:
             )
             for name, legs in rows.items():
                 _train(run, name, legs, seed)
-                result = _result(settings, rows)
-                run_folder.write_json(settings.workdir / "compare.json", result)
+                run_folder.write_json(settings.workdir / "compare.json", _result(settings, rows))
+        result = _result(settings, rows)
         _draw_table(settings.workdir, result)
     _print(settings.workdir, result)
 

@@ -117,7 +117,7 @@ class ComparedEpochs:
 
 
 @dataclass(frozen=True)
-class ComparedClassifier:
+class ScheduledClassifier:
     architecture: str = _field(
         "ResNet18",
         "the classifier; ResNetSmall has 0.15 M weights",
@@ -133,7 +133,7 @@ class Comparison(Training):
     """Of all augmentations under one trainer."""
 
     epochs: ComparedEpochs = ComparedEpochs()
-    classifier: ComparedClassifier = ComparedClassifier()
+    classifier: ScheduledClassifier = ScheduledClassifier()
     augmenter: Augmenter = Augmenter()
     discriminator: Discriminator = Discriminator()
 
@@ -156,13 +156,40 @@ PRESETS = {
     ),
 }
 
+
+@dataclass(frozen=True)
+class RoundEpochs:
+    first: int = _field(200, "of the first round", low=1)
+    later: int = _field(40, "of each later round, which goes on from the weights before", low=1)
+
+
+@dataclass(frozen=True)
+class Labels:
+    first: int = _field(1000, "labelled images to begin with, drawn at random", low=1)
+    query: int = _field(500, "images labelled after each round but the last", low=1)
+    rounds: int = _field(8, "queries", low=1)
+    candidates: int = _field(
+        10_000, "unlabelled images, drawn at random, that a query chooses from; 0: all", low=0
+    )
+
+
+@dataclass(frozen=True)
+class ActiveLearning(Training):
+    """Of queries for labels."""
+
+    labels: Labels = Labels()
+    epochs: RoundEpochs = RoundEpochs()
+    classifier: ScheduledClassifier = ScheduledClassifier()
+    evaluate_every: int = _field(1000, "epochs between evaluations; a round's end has one", low=1)
+
+
 COMPARISON_PRESETS = {
     # The recipe of DeVries and Taylor 2017, https://arxiv.org/abs/1708.04552, with one cosine.
     "full": Comparison(evaluate_every=10, checkpoint_every=5),
     "small": Comparison(
         data=Data(train_examples=5000),
         epochs=ComparedEpochs(train=20, augment=4),
-        classifier=ComparedClassifier("ResNetSmall"),
+        classifier=ScheduledClassifier("ResNetSmall"),
         batch_size=50,
         evaluate_every=10,
         checkpoint_every=5,
@@ -170,9 +197,28 @@ COMPARISON_PRESETS = {
     "quick": Comparison(
         data=Data(name="digits"),
         epochs=ComparedEpochs(train=4, augment=2),
-        classifier=ComparedClassifier("ResNetSmall"),
+        classifier=ScheduledClassifier("ResNetSmall"),
         batch_size=64,
         evaluate_every=2,
         checkpoint_every=2,
+    ),
+}
+
+ACTIVE_LEARNING_PRESETS = {
+    "full": ActiveLearning(checkpoint_every=10),
+    "small": ActiveLearning(
+        labels=Labels(candidates=4000),
+        epochs=RoundEpochs(first=30, later=3),
+        classifier=ScheduledClassifier("ResNetSmall", learning_rate=0.05),
+        batch_size=50,
+        checkpoint_every=30,
+    ),
+    "quick": ActiveLearning(
+        data=Data(name="digits"),
+        labels=Labels(first=64, query=32, rounds=2, candidates=200),
+        epochs=RoundEpochs(first=4, later=2),
+        classifier=ScheduledClassifier("ResNetSmall", learning_rate=0.05),
+        batch_size=32,
+        checkpoint_every=4,
     ),
 }

@@ -243,6 +243,29 @@ def versions(images: Any, augmented: Any, *, title: str) -> Figure:
     return figure
 
 
+def label_curves(
+    labelled: Sequence[int], accuracy: Mapping[str, Sequence[Sequence[float]]]
+) -> Figure:
+    """Test accuracy by the number of labelled images.
+
+    Args:
+      labelled: N numbers of images.
+      accuracy: for each strategy a list [seeds, N].
+
+    Returns:
+      One panel; a line is the mean over seeds, its band one standard deviation to each side.
+    """
+    figure = _figure(4.2)
+    axes = figure.subplots()
+    colours = _colours(list(accuracy))
+    for name, per_seed in accuracy.items():
+        points = [pair for row in per_seed for pair in zip(labelled, row, strict=True)]
+        _draw_curve(axes, points, color=colours[name], label=name)
+    _tidy(axes, "labelled images", "test accuracy")
+    figure.legend(loc="outside lower center", ncols=4, fontsize=9, frameon=False)
+    return figure
+
+
 def comparison(table: Mapping[str, Mapping[str, Any]]) -> Figure:
     """Test accuracy of each row of a comparison, the first on top.
 

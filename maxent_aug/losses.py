@@ -116,6 +116,27 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
     return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
+def loss_ranking_loss(predicted: Array, losses: Array, *, margin: float = 1.0) -> Array:
+    """Asks that of each pair of images the one with the larger loss is predicted to have it.
+
+    max(0, margin - sign(l_i - l_j) (p_i - p_j)) for image i of the first half of the batch and
+    image j = i + B // 2; an odd last image has no pair.
+
+    Args:
+      predicted: [B].
+      losses: [B], without gradient.
+      margin: xi.
+
+    Returns:
+      [B // 2].
+
+    Source: Yoo and Kweon 2019, "Learning loss for active learning", equation 2.
+    """
+    half = len(losses) // 2
+    sign = jnp.sign(jax.lax.stop_gradient(losses[:half] - losses[half : 2 * half]))
+    return jnp.maximum(0.0, margin - sign * (predicted[:half] - predicted[half : 2 * half]))
+
+
 def _check_classes(logits: Array) -> None:
     if logits.ndim == 0 or logits.shape[-1] < 2:
         raise ValueError(f"logits have shape {logits.shape}; the last axis needs 2 classes or more")

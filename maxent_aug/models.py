@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
@@ -78,11 +79,12 @@ class ResNet(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, images: Array, *, train: bool = False) -> Array:
+    def __call__(self, images: Array, *, train: bool = False, with_stages: bool = False) -> Any:
         """Maps images [B, H, W, C] to logits [B, num_classes].
 
         With train=True batch statistics are those of the batch, and the running ones are updated
-        (apply with mutable=["batch_stats"]).
+        (apply with mutable=["batch_stats"]). With with_stages=True the result is (logits, means
+        over the pixels after each stage, [B, features] each).
         """
         norm = partial(
             nn.BatchNorm,
@@ -92,12 +94,14 @@ class ResNet(nn.Module):
             dtype=self.dtype,
         )
         x = nn.relu(norm()(Conv3x3(self.width, dtype=self.dtype)(images)))
+        stages = []
         for stage, blocks in enumerate(self.stage_sizes):
             for index in range(blocks):
                 stride = 2 if stage > 0 and index == 0 else 1
                 x = self.block(self.width * 2**stage, norm, stride, self.dtype)(x)
-        features = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
-        return nn.Dense(self.num_classes)(features)
+            stages.append(jnp.mean(x, axis=(1, 2), dtype=jnp.float32))
+        logits = nn.Dense(self.num_classes)(stages[-1])
+        return (logits, stages) if with_stages else logits
 
 
 ResNet18 = partial(ResNet, stage_sizes=(2, 2, 2, 2))
@@ -174,3 +178,37 @@ class Discriminator(nn.Module):
     def __call__(self, images: Array) -> Array:
         x = _downsample(images, self.width, partial(nn.leaky_relu, negative_slope=0.2))
         return nn.Dense(1)(x)[:, 0]
+
+
+class LossPredictor(nn.Module):
+    """A classifier that can also predict its own loss on each image.
+
+    Attributes:
+      classifier: a ResNet.
+      hidden: features of each stage of the classifier that the prediction is made from.
+
+    Source: Yoo and Kweon 2019, "Learning loss for active learning", section 3.2.
+    """
+
+    classifier: ResNet
+    hidden: int = 128
+
+    def setup(self) -> None:
+        self.stages = [nn.Dense(self.hidden) for _ in self.classifier.stage_sizes]
+        self.head = nn.Dense(1)
+
+    def __call__(self, images: Array, *, train: bool = False) -> Array:
+        """Maps images [B, H, W, C] to logits [B, num_classes]."""
+        return self.with_loss(images, train=train)[0]
+
+    def with_loss(
+        self, images: Array, *, train: bool = False, backbone_learns: Array | bool = True
+    ) -> tuple[Array, Array]:
+        """Maps images to (logits, predicted losses [B]).
+
+        With backbone_learns=False the prediction has no gradient in the classifier.
+        """
+        logits, stages = self.classifier(images, train=train, with_stages=True)
+        stages = [jnp.where(backbone_learns, x, jax.lax.stop_gradient(x)) for x in stages]
+        hidden = [nn.relu(dense(x)) for dense, x in zip(self.stages, stages, strict=True)]
+        return logits, self.head(jnp.concatenate(hidden, axis=-1))[:, 0]

@@ -7,10 +7,18 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import optax
+from flax import linen as nn
 from jax import Array
 
 from maxent_aug import models, programs, steps
-from maxent_aug.config import Augmenter, Comparison, Config, Discriminator
+from maxent_aug.config import (
+    ActiveLearning,
+    Augmenter,
+    Comparison,
+    Config,
+    Discriminator,
+    ScheduledClassifier,
+)
 
 # All that is random in a phase is drawn from fold_in(key(seed), KINDS[kind]); so a classifier that
 # is trained in one phase begins as one that is pretrained.
@@ -44,14 +52,14 @@ def schedule(config: Config, image_shape: tuple[int, ...], num_classes: int) -> 
       num_classes: m.
     """
     tx = optax.adam(config.classifier.learning_rate)
-    begin = _begin_classifier(config, image_shape, num_classes, tx)
+    begin = partial(begin_classifier, make_classifier(config, num_classes), image_shape, tx)
     pretrain = Phase("pretrain", "pretrain", config.epochs.pretrain, begin, *_CLASSIFIER)
     # Made once, so that the branches share their compiled programs.
     finetune_tx = optax.adam(config.classifier.finetune_learning_rate)
     begin_augment = _begin_augment(config.augmenter, config.discriminator, image_shape)
 
     def finetune(branch: str, follows: Phase) -> Phase:
-        begin = partial(_fresh_optimizer, finetune_tx)
+        begin = partial(fresh_optimizer, finetune_tx)
         return Phase(branch, "finetune", config.epochs.finetune, begin, *_CLASSIFIER, follows)
 
     phases = [pretrain, finetune("baseline", pretrain)]
@@ -84,14 +92,8 @@ def comparison(
     Returns:
       The phases of each row, in order.
     """
-    schedule = optax.cosine_decay_schedule(
-        config.classifier.learning_rate, config.epochs.train * steps_per_epoch
-    )
-    tx = optax.chain(
-        optax.add_decayed_weights(config.classifier.weight_decay),
-        optax.sgd(schedule, config.classifier.momentum, nesterov=True),
-    )
-    begin = _begin_classifier(config, image_shape, num_classes, tx)
+    tx = scheduled_sgd(config.classifier, config.epochs.train * steps_per_epoch)
+    begin = partial(begin_classifier, make_classifier(config, num_classes), image_shape, tx)
     begin_augment = _begin_augment(config.augmenter, config.discriminator, image_shape)
     half, phases = config.epochs.train // 2, {}
     for row, (policy, form) in rows.items():
@@ -111,20 +113,32 @@ def comparison(
 _CLASSIFIER = steps.classifier_step, steps.eval_step
 
 
-def _begin_classifier(
-    config: Config | Comparison,
-    image_shape: tuple[int, ...],
-    num_classes: int,
-    tx: optax.GradientTransformation,
-) -> Callable[..., steps.State]:
-    """A new classifier."""
+def scheduled_sgd(config: ScheduledClassifier, updates: int) -> optax.GradientTransformation:
+    """SGD with Nesterov's momentum and weight decay, its learning rate a falling cosine."""
+    schedule = optax.cosine_decay_schedule(config.learning_rate, updates)
+    return optax.chain(
+        optax.add_decayed_weights(config.weight_decay),
+        optax.sgd(schedule, config.momentum, nesterov=True),
+    )
+
+
+def make_classifier(
+    config: Config | Comparison | ActiveLearning, num_classes: int
+) -> models.ResNet:
+    """The network that the configuration names."""
     architecture = getattr(models, config.classifier.architecture)
-    classifier = architecture(num_classes, dtype=jnp.dtype(config.compute_dtype))
+    return architecture(num_classes, dtype=jnp.dtype(config.compute_dtype))
 
-    def begin(_: None, key: Array) -> steps.State:
-        return steps.State(steps.create_model_state(classifier, key, image_shape, tx))
 
-    return begin
+def begin_classifier(
+    classifier: nn.Module,
+    image_shape: tuple[int, ...],
+    tx: optax.GradientTransformation,
+    _: None,
+    key: Array,
+) -> steps.State:
+    """A new classifier."""
+    return steps.State(steps.create_model_state(classifier, key, image_shape, tx))
 
 
 def _begin_augment(
@@ -161,9 +175,9 @@ def _drop_discriminator(state: steps.State, key: Array) -> steps.State:
     return state.replace(discriminator=None)
 
 
-def _fresh_optimizer(
+def fresh_optimizer(
     tx: optax.GradientTransformation, state: steps.State, key: Array
 ) -> steps.State:
-    """For phase 3, or the second half of the baseline."""
+    """The same weights under a new optimiser, and no discriminator."""
     fresh = state.classifier.replace(tx=tx, opt_state=tx.init(state.classifier.params))
     return _drop_discriminator(state.replace(classifier=fresh), key)

@@ -102,6 +102,42 @@ def classifier_step(
     return state.replace(classifier=classifier), metrics
 
 
+def loss_prediction_step(
+    state: State, images: Array, labels: Array, key: Array, *, backbone_updates: int
+) -> tuple[State, Metrics]:
+    """`classifier_step` for a `LossPredictor`, which learns to rank its losses at the same time.
+
+    Args:
+      state: its classifier is a `LossPredictor`'s.
+      images: [B, H, W, C] normalised.
+      labels: [B] integers.
+      key: a typed random key, unused.
+      backbone_updates: after so many the prediction no longer changes the classifier's features.
+
+    Source: Yoo and Kweon 2019, "Learning loss for active learning", section 3.3, lambda = 1.
+    """
+    del key
+    classifier = state.classifier
+
+    def loss_fn(params: Any) -> tuple[Array, tuple[Array, Array, Any]]:
+        (logits, predicted), updates = classifier.apply_fn(
+            {"params": params, "batch_stats": classifier.batch_stats},
+            images,
+            train=True,
+            backbone_learns=classifier.step < backbone_updates,
+            method="with_loss",
+            mutable=["batch_stats"],
+        )
+        each = losses.cross_entropy(logits, labels)
+        ranking = losses.loss_ranking_loss(predicted, each).mean()
+        return each.mean() + ranking, (logits, ranking, updates["batch_stats"])
+
+    grads, (logits, ranking, batch_stats) = jax.grad(loss_fn, has_aux=True)(classifier.params)
+    classifier = classifier.apply_gradients(grads=grads, batch_stats=batch_stats)
+    metrics = jax.tree.map(jnp.mean, _classifier_metrics(logits, labels))
+    return state.replace(classifier=classifier), metrics | {"ranking_loss": ranking}
+
+
 def adversarial_step(
     augmenter: ModelState,
     discriminator: ModelState,

@@ -1,0 +1,263 @@
+"""Do images of high entropy teach more? Which images to label, by four ways of asking.
+
+A small set is labelled; after each round of training the classifier asks for the labels of more
+images: those of maximum entropy, those of the smallest margin between its two likeliest classes,
+those of the largest predicted loss (Yoo and Kweon 2019), or random ones. Run it again in the same
+folder to resume, or to add strategies and seeds.
+
+  python -m experiments.active_learning --preset=small --seeds=3
+"""
+
+import datetime
+import json
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from jax import Array
+
+from experiments import cli
+from maxent_aug import losses, metrics, models, phases, programs, run_folder, steps, train
+from maxent_aug.config import ACTIVE_LEARNING_PRESETS, ActiveLearning, Labels
+from maxent_aug.data import Dataset
+from maxent_aug.progress import Progress, duration
+
+STRATEGIES = ("random", "entropy", "margin", "learning_loss")
+# Of the first round's updates: in the paper 120 of 200 epochs.
+BACKBONE_SHARE = 0.6
+
+ASKED = flags.DEFINE_list(
+    "strategies", list(STRATEGIES), f"what to compare, of {', '.join(STRATEGIES)}"
+)
+
+
+def main(settings: cli.Settings) -> None:
+    """Runs all rounds of all strategies for all seeds, and writes what came out."""
+    config, strategies = settings.config, _check(ASKED.value)
+    train_set, test_set = cli.load_data(config, settings.data_dir)
+    sizes = _sizes(config, len(train_set.images))
+    mesh = programs.make_mesh()
+    make_legs = cache(partial(_legs, config, train_set, sizes))
+    with (
+        run_folder.open_run_folder(settings.workdir, settings.identity),
+        metrics.MetricsWriter(settings.workdir) as writer,
+        train.stop_on_signals() as stop,
+    ):
+        every_leg = tuple(leg for strategy in strategies for leg in make_legs(strategy))
+        progress, clock = Progress(), train.Clock(every_leg, settings.seeds)
+        progress.say(f"{settings.experiment}, preset {settings.preset}, in {settings.workdir}")
+        for seed in range(settings.seeds):
+            pool, tested = cli.choose(train_set, test_set, config, seed)
+            for strategy in strategies:
+                queries = _Queries(settings.workdir / "labels", strategy, seed)
+                state, labelled = None, _draw(np.arange(len(pool.images)), sizes[0], seed, 0)
+                for number, leg in enumerate(make_legs(strategy)):
+                    chosen = Dataset(pool.images[labelled], pool.labels[labelled], pool.class_names)
+                    on_device = programs.put_data(chosen, tested, mesh)
+                    run = train.Run(
+                        config, settings.workdir, on_device, mesh, writer, progress, clock, stop
+                    )
+                    state = train.train_phase(run, leg, seed, state)
+                    if number < config.labels.rounds:
+                        ask = partial(
+                            _ask, config.labels, run, pool, labelled, state, strategy, seed, number
+                        )
+                        labelled = np.concatenate([labelled, queries.get(number, ask)])
+        result = _result(settings, strategies, sizes)
+        run_folder.write_json(settings.workdir / "active_learning.json", result)
+        _draw_curves(settings.workdir, result)
+    _print(settings.workdir, result)
+
+
+def _check(strategies: Sequence[str]) -> tuple[str, ...]:
+    """Raises UsageError unless each is a known one."""
+    wrong = [name for name in strategies if name not in STRATEGIES]
+    if wrong or not strategies or len(set(strategies)) < len(strategies):
+        raise cli.UsageError(
+            f"--strategies={','.join(strategies)} is not allowed (one or more, once each, of "
+            f"{', '.join(STRATEGIES)})"
+        )
+    return tuple(strategies)
+
+
+def _sizes(config: ActiveLearning, available: int) -> tuple[int, ...]:
+    """Labelled images in each round; raises UsageError if there are not so many."""
+    labels = config.labels
+    pool = config.data.train_examples or available - config.data.held_out
+    last = labels.first + labels.rounds * labels.query
+    if last > pool:
+        raise cli.UsageError(
+            f"--config.labels: {labels.first} first and {labels.rounds} queries of {labels.query} "
+            f"are {last} labels, there are {pool} training images"
+        )
+    if labels.first < config.batch_size:
+        raise cli.UsageError(
+            f"--config.labels.first={labels.first} is less than "
+            f"--config.batch_size={config.batch_size}"
+        )
+    if 0 < labels.candidates < labels.query:
+        raise cli.UsageError(
+            f"--config.labels.candidates={labels.candidates} is less than "
+            f"--config.labels.query={labels.query} (0 for all unlabelled images)"
+        )
+    return tuple(labels.first + number * labels.query for number in range(labels.rounds + 1))
+
+
+def _legs(
+    config: ActiveLearning, train_set: Dataset, sizes: Sequence[int], strategy: str
+) -> tuple[phases.Phase, ...]:
+    """A phase for each round; the weights are those of the round before, the optimiser is new."""
+    classifier = phases.make_classifier(config, len(train_set.class_names))
+    step: Callable = steps.classifier_step
+    if strategy == "learning_loss":
+        classifier = models.LossPredictor(classifier)
+        updates = config.epochs.first * (sizes[0] // config.batch_size)
+        backbone_updates = round(BACKBONE_SHARE * updates)
+        step = partial(steps.loss_prediction_step, backbone_updates=backbone_updates)
+    legs: list[phases.Phase] = []
+    for size in sizes:
+        epochs = config.epochs.later if legs else config.epochs.first
+        tx = phases.scheduled_sgd(config.classifier, epochs * (size // config.batch_size))
+        begin = partial(phases.fresh_optimizer, tx)
+        if not legs:
+            shape = train_set.images.shape[1:]
+            begin = partial(phases.begin_classifier, classifier, shape, tx)
+        follows = legs[-1] if legs else None
+        branch = f"{strategy}-{size}"
+        legs.append(phases.Phase(branch, "train", epochs, begin, step, steps.eval_step, follows))
+    return tuple(legs)
+
+
+def _draw(pool: np.ndarray, count: int, seed: int, number: int) -> np.ndarray:
+    """So many of the pool at random, the same for all strategies."""
+    return np.random.default_rng([seed, number]).permutation(pool)[:count]
+
+
+def _ask(
+    labels: Labels,
+    run: train.Run,
+    pool: Dataset,
+    labelled: np.ndarray,
+    state: steps.State,
+    strategy: str,
+    seed: int,
+    number: int,
+) -> np.ndarray:
+    """The images that are to be labelled next, as indices of the pool."""
+    unlabelled = np.setdiff1d(np.arange(len(pool.images)), labelled)
+    candidates = _draw(unlabelled, labels.candidates or len(unlabelled), seed, number + 1)
+    if strategy == "random":
+        return candidates[: labels.query]
+    images, none = programs.put(run.mesh, pool.images[candidates], pool.labels[candidates])
+    asked = run.data.replace(test_images=images, test_labels=none)
+    scores = programs.evaluate(
+        SCORES[strategy], state, asked, run.mesh, run.config.eval_batch_size
+    )["score"]
+    return candidates[np.argsort(-scores, kind="stable")[: labels.query]]
+
+
+def _entropy_score(state: steps.State, images: Array, labels: Array) -> dict[str, Array]:
+    del labels
+    return {"score": losses.entropy(state.classifier(images))}
+
+
+def _margin_score(state: steps.State, images: Array, labels: Array) -> dict[str, Array]:
+    del labels
+    first, second = jnp.moveaxis(
+        jax.lax.top_k(jax.nn.softmax(state.classifier(images)), 2)[0], -1, 0
+    )
+    return {"score": second - first}
+
+
+def _loss_score(state: steps.State, images: Array, labels: Array) -> dict[str, Array]:
+    del labels
+    classifier = state.classifier
+    variables = {"params": classifier.params, "batch_stats": classifier.batch_stats}
+    _, predicted = classifier.apply_fn(variables, images, method="with_loss")
+    return {"score": predicted}
+
+
+SCORES = {"entropy": _entropy_score, "margin": _margin_score, "learning_loss": _loss_score}
+
+
+class _Queries:
+    """The queries of a strategy and a seed that have been made, kept in a file."""
+
+    def __init__(self, folder: Path, strategy: str, seed: int) -> None:
+        folder.mkdir(exist_ok=True)
+        self._path = folder / f"seed{seed}-{strategy}.json"
+        self._made = json.loads(self._path.read_text()) if self._path.exists() else []
+
+    def get(self, number: int, ask: Callable[[], np.ndarray]) -> np.ndarray:
+        """The query of a round; asked for and written if it is the first time."""
+        if number == len(self._made):
+            self._made.append(ask().tolist())
+            run_folder.write_json(self._path, self._made)
+        return np.array(self._made[number])
+
+
+def _result(
+    settings: cli.Settings, strategies: Sequence[str], sizes: Sequence[int]
+) -> dict[str, Any]:
+    """The content of active_learning.json."""
+    records = metrics.read(settings.workdir / "metrics.jsonl")
+    accuracy = {
+        (r["branch"], r["seed"]): r["test_accuracy"] for r in records if "test_accuracy" in r
+    }
+    curves = {}
+    for strategy in strategies:
+        per_seed = [
+            [accuracy[f"{strategy}-{size}", seed] for size in sizes]
+            for seed in range(settings.seeds)
+        ]
+        sd = np.std(per_seed, axis=0, ddof=1).tolist() if len(per_seed) > 1 else None
+        curves[strategy] = {
+            "mean": np.mean(per_seed, axis=0).tolist(),
+            "sd": sd,
+            "mean_over_rounds": np.mean(per_seed, axis=1).tolist(),
+            "per_seed": per_seed,
+        }
+    return {
+        "experiment": settings.experiment,
+        "preset": settings.preset,
+        "command": shlex.join(
+            ["python", "-m", f"experiments.{settings.experiment}", *sys.argv[1:]]
+        ),
+        "date": datetime.date.today().isoformat(),
+        "labelled": list(sizes),
+        "curves": curves,
+        "seconds": sum(r["seconds"] for r in records),
+        "config": settings.identity["config"],
+        **run_folder.environment(),
+    }
+
+
+def _draw_curves(workdir: Path, result: Mapping[str, Any]) -> None:
+    from maxent_aug import figures  # matplotlib writes a cache of fonts when it is imported
+
+    per_seed = {name: curve["per_seed"] for name, curve in result["curves"].items()}
+    (workdir / "figures").mkdir(exist_ok=True)
+    figures.label_curves(result["labelled"], per_seed).savefig(
+        workdir / "figures" / "active_learning.png"
+    )
+
+
+def _print(workdir: Path, result: Mapping[str, Any]) -> None:
+    print(f"\n{'test accuracy, labelled':<24}" + "".join(f"{n:>9}" for n in result["labelled"]))
+    for name, curve in result["curves"].items():
+        print(f"  {name:<22}" + "".join(f"{value:>9.4f}" for value in curve["mean"]))
+        if curve["sd"] is not None:
+            print(f"  {'  sd':<22}" + "".join(f"{value:>9.4f}" for value in curve["sd"]))
+    print(f"\n{duration(result['seconds'])} on {result['device']}")
+    print(f"active_learning.json and figures/active_learning.png in {workdir}")
+
+
+if __name__ == "__main__":
+    cli.run("active_learning", ACTIVE_LEARNING_PRESETS, main)
