@@ -560,6 +560,18 @@ def test_subsets_differ_between_seeds_and_are_the_same_everywhere():
     assert chosen.tolist() == [92, 196, 269, 403, 504, 608, 657, 850, 855, 921]
 
 
+def test_held_out_images_are_a_stratified_part_and_the_rest_is_all_others():
+    labels = np.repeat(np.arange(3, dtype=np.int32), (30, 60, 90))
+    images = np.arange(180, dtype=np.uint8).reshape(-1, 1, 1, 1)
+    rest, held = data.hold_out(data.Dataset(images, labels, ("a", "b", "c")), 18, seed=3)
+    np.testing.assert_array_equal(np.bincount(held.labels), (3, 6, 9))
+    both = np.concatenate([rest.images.ravel(), held.images.ravel()])
+    np.testing.assert_array_equal(np.sort(both), images.ravel())
+    np.testing.assert_array_equal(rest.labels, labels[rest.images.ravel()])
+    with pytest.raises(ValueError, match="less than the 18 images"):
+        data.hold_out(held, 18, seed=0)
+
+
 @pytest.mark.parametrize("examples", [0, -1, 9, 101])
 def test_subsets_of_impossible_size(examples):
     with pytest.raises(ValueError, match=rf"10, .* 100, not {examples}"):

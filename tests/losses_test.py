@@ -171,3 +171,29 @@ def test_wrong_input_is_named():
     for shape in ((), (1,), (4, 1)):
         with pytest.raises(ValueError, match="2 classes"):
             losses.entropy(jnp.zeros(shape))
+
+
+def test_probabilities_as_labels():
+    logits = jax.random.normal(jax.random.key(0), (5, 4))
+    labels = jnp.arange(5) % 4
+    sharp, other = jax.nn.one_hot(labels, 4), jax.nn.one_hot((labels + 1) % 4, 4)
+    by_label = losses.cross_entropy(logits, labels)
+    np.testing.assert_allclose(losses.cross_entropy(logits, sharp), by_label, rtol=1e-5)
+    mixed = losses.cross_entropy(logits, 0.7 * sharp + 0.3 * other)
+    by_other = losses.cross_entropy(logits, (labels + 1) % 4)
+    np.testing.assert_allclose(mixed, 0.7 * by_label + 0.3 * by_other, rtol=1e-5)
+
+
+@pytest.mark.parametrize("count", [2, 5, 8])
+def test_loss_ranking_is_a_loop_over_pairs(count):
+    random = np.random.default_rng(count)
+    predicted, true = random.normal(size=(2, count)).astype(np.float32)
+    expected = []
+    for i in range(count // 2):
+        j = i + count // 2
+        ordered = predicted[i] - predicted[j] if true[i] > true[j] else predicted[j] - predicted[i]
+        expected.append(max(0.0, 0.5 - ordered))
+    got = losses.loss_ranking_loss(predicted, true, margin=0.5)
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+    slope = jax.grad(lambda true: losses.loss_ranking_loss(predicted, true).sum())(true)
+    np.testing.assert_array_equal(slope, 0)

@@ -106,3 +106,36 @@ def test_discriminator_judges_each_image_by_itself():
     logits = module.apply(params, images)
     chex.assert_shape(logits, (3,))
     np.testing.assert_allclose(module.apply(params, images[1:2]), logits[1:2], rtol=1e-5, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def predictor():
+    module = models.LossPredictor(models.ResNet(3, **TINY), hidden=8)
+    images = jax.random.normal(jax.random.key(0), (6, 8, 8, 1))
+    return module, jax.jit(module.init)(jax.random.key(1), images), images
+
+
+def test_a_loss_predictors_logits_are_its_classifiers(predictor):
+    module, variables, images = predictor
+    logits, predicted = module.apply(variables, images, method="with_loss")
+    chex.assert_shape(predicted, (6,))
+    inner = {name: tree["classifier"] for name, tree in variables.items()}
+    alone, stages = module.classifier.apply(inner, images, with_stages=True)
+    np.testing.assert_allclose(logits, alone, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(module.apply(variables, images), alone, rtol=1e-5, atol=1e-6)
+    assert [stage.shape for stage in stages] == [(6, 4), (6, 8)]
+
+
+@pytest.mark.parametrize("learns", [True, False])
+def test_predicted_losses_may_leave_the_classifier_alone(predictor, learns):
+    module, variables, images = predictor
+
+    def total(params):
+        _, predicted = module.apply(
+            variables | {"params": params}, images, backbone_learns=learns, method="with_loss"
+        )
+        return predicted.sum()
+
+    slopes = jax.grad(total)(variables["params"])
+    assert any(np.any(leaf) for leaf in jax.tree.leaves(slopes["classifier"])) == learns
+    assert np.any(slopes["head"]["kernel"])

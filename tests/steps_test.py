@@ -161,3 +161,27 @@ def test_the_state_keeps_its_types(state, batch):
     chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
     weak = jax.tree.map(lambda x: jnp.asarray(x).weak_type, state)
     assert not any(jax.tree.leaves(weak))
+
+
+def test_losses_are_learnt_to_be_ranked(batch):
+    """Images of pure noise, with labels at random, keep a larger loss than the others."""
+    images, labels = batch
+    noisy = jnp.arange(24) % 2 == 0
+    images = jnp.where(noisy[:, None, None, None], images * 0.01, images)
+    module = models.LossPredictor(models.ResNet(3, stage_sizes=(1, 1), width=4), hidden=16)
+    state = steps.State(
+        steps.create_model_state(module, jax.random.key(0), IMAGE_SHAPE, optax.adam(3e-3))
+    )
+    step = jax.jit(partial(steps.loss_prediction_step, key=KEY, backbone_updates=30))
+    first = None
+    order = jnp.concatenate([jnp.arange(0, 24, 2), jnp.arange(1, 24, 2)])  # pairs of both kinds
+    for _ in range(60):
+        state, metrics = step(state, images[order], labels[order])
+        first = first or float(metrics["ranking_loss"])
+    assert float(metrics["ranking_loss"]) < 0.5 * first
+    variables = {
+        "params": state.classifier.params,
+        "batch_stats": state.classifier.batch_stats,
+    }
+    _, predicted = module.apply(variables, images, method="with_loss")
+    assert predicted[noisy].mean() > predicted[~noisy].mean()
