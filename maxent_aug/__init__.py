@@ -4,6 +4,10 @@ Affine maps and sampling (`maxent_aug.spatial`)
     affine_matrix, decompose_affine, invert_affine, affine_grid, grid_sample, warp_affine
 Losses (`maxent_aug.losses`)
     entropy, max_entropy_loss, discriminator_loss, generator_loss, cross_entropy
+Fixed augmentations (`maxent_aug.policies`)
+    identity, flip, flip_crop, random_affine, AffineBounds, cutout, mixup, cutmix, rand_augment,
+    trivial_augment, auto_augment, entropy_magnitude, entropy_strength, compose, with_labels,
+    apply_operations, OPERATIONS
 Networks (`maxent_aug.models`)
     ResNet, ResNet18, ResNet34, ResNet50, ResNetSmall, Augmenter, Discriminator
 Training your own (`maxent_aug.steps`)
@@ -31,6 +35,25 @@ from maxent_aug.models import (
     ResNet50,
     ResNetSmall,
 )
+from maxent_aug.policies import (
+    OPERATIONS,
+    AffineBounds,
+    apply_operations,
+    auto_augment,
+    compose,
+    cutmix,
+    cutout,
+    entropy_magnitude,
+    entropy_strength,
+    flip,
+    flip_crop,
+    identity,
+    mixup,
+    rand_augment,
+    random_affine,
+    trivial_augment,
+    with_labels,
+)
 from maxent_aug.spatial import (
     affine_grid,
     affine_matrix,
@@ -42,6 +65,8 @@ from maxent_aug.spatial import (
 from maxent_aug.steps import adversarial_step, create_model_state
 
 __all__ = [
+    "OPERATIONS",
+    "AffineBounds",
     "Augmenter",
     "Discriminator",
     "ResNet",
@@ -52,17 +77,32 @@ __all__ = [
     "adversarial_step",
     "affine_grid",
     "affine_matrix",
+    "apply_operations",
+    "auto_augment",
     "collapse",
+    "compose",
     "create_model_state",
     "cross_entropy",
+    "cutmix",
+    "cutout",
     "decompose_affine",
     "describe",
     "discriminator_loss",
     "entropy",
+    "entropy_magnitude",
+    "entropy_strength",
+    "flip",
+    "flip_crop",
     "generator_loss",
     "grid_sample",
+    "identity",
     "invert_affine",
     "max_entropy_loss",
+    "mixup",
     "picture_transform",
+    "rand_augment",
+    "random_affine",
+    "trivial_augment",
     "warp_affine",
+    "with_labels",
 ]

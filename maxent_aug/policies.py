@@ -1,0 +1,661 @@
+"""Augmentations that are not learned, with independent random parameters for every image.
+
+An image policy is a function `policy(key, images, **options) -> images`, a mixing policy
+`policy(key, images, labels, **options) -> (images, labels)`. key is a `jax.random.key` for the
+whole batch; images are [B, H, W, C], uint8 or float32 in 0..255, and keep their dtype; options are
+set with `functools.partial`. All run under `jit`.
+
+An operation is what RandAugment and its relatives draw: see `apply_operations`.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+
+from maxent_aug.losses import entropy
+from maxent_aug.spatial import affine_matrix, warp_affine
+
+OPERATIONS = (
+    "identity", "shear_x", "shear_y", "translate_x", "translate_y", "rotate", "brightness", "color",
+    "contrast", "sharpness", "posterize", "solarize", "autocontrast", "equalize", "invert",
+)  # fmt: skip
+
+# What RandAugment and TrivialAugment draw from: all but invert, which only AutoAugment has.
+_DRAWN = len(OPERATIONS) - 1
+_SIGNED = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate", "brightness", "color",
+           "contrast", "sharpness")  # fmt: skip
+_BINS = 31  # torchvision's num_magnitude_bins
+# AutoAugment's policy for CIFAR-10: (operation, probability, magnitude of 0..9), twice.
+_CIFAR10_POLICY = (
+    (("invert", 0.1, 0), ("contrast", 0.2, 6)),
+    (("rotate", 0.7, 2), ("translate_x", 0.3, 9)),
+    (("sharpness", 0.8, 1), ("sharpness", 0.9, 3)),
+    (("shear_y", 0.5, 8), ("translate_y", 0.7, 9)),
+    (("autocontrast", 0.5, 0), ("equalize", 0.9, 0)),
+    (("shear_y", 0.2, 7), ("posterize", 0.3, 7)),
+    (("color", 0.4, 3), ("brightness", 0.6, 7)),
+    (("sharpness", 0.3, 9), ("brightness", 0.7, 9)),
+    (("equalize", 0.6, 0), ("equalize", 0.5, 0)),
+    (("contrast", 0.6, 7), ("sharpness", 0.6, 5)),
+    (("color", 0.7, 7), ("translate_x", 0.5, 8)),
+    (("equalize", 0.3, 0), ("autocontrast", 0.4, 0)),
+    (("translate_y", 0.4, 3), ("sharpness", 0.2, 6)),
+    (("brightness", 0.9, 6), ("color", 0.2, 8)),
+    (("solarize", 0.5, 2), ("invert", 0.0, 0)),
+    (("equalize", 0.2, 0), ("autocontrast", 0.6, 0)),
+    (("equalize", 0.2, 0), ("equalize", 0.6, 0)),
+    (("color", 0.9, 9), ("equalize", 0.6, 0)),
+    (("autocontrast", 0.8, 0), ("solarize", 0.2, 8)),
+    (("brightness", 0.1, 3), ("color", 0.7, 0)),
+    (("solarize", 0.4, 5), ("autocontrast", 0.9, 0)),
+    (("translate_y", 0.9, 9), ("translate_y", 0.7, 9)),
+    (("autocontrast", 0.9, 0), ("solarize", 0.8, 3)),
+    (("equalize", 0.8, 0), ("invert", 0.1, 0)),
+    (("translate_y", 0.7, 9), ("autocontrast", 0.9, 0)),
+)
+
+ImagePolicy = Callable[..., Array]
+MixingPolicy = Callable[..., tuple[Array, Array]]
+
+
+class AffineBounds(NamedTuple):
+    """Largest absolute value of each coordinate of `random_affine`.
+
+    tx and ty in normalised units (2 is the full width), rotation in radians.
+    """
+
+    tx: float = 0.25
+    ty: float = 0.25
+    rotation: float = float(np.radians(30))
+    log_scale: float = float(np.log(1.3))
+    log_aspect: float = float(np.log(1.2))
+    shear: float = 0.3
+
+
+DEFAULT_BOUNDS = AffineBounds()
+
+
+def compose(*policies: Callable[..., Any]) -> Callable[..., Any]:
+    """One policy after the other, each with its own key.
+
+    Args:
+      policies: all image policies or all mixing policies; any callable of that signature.
+
+    Returns:
+      A policy of the same kind.
+    """
+
+    def composed(key: Array, images: ArrayLike, *labels: ArrayLike) -> Any:
+        batch = images, *labels
+        for index, policy in enumerate(policies):
+            result = policy(jax.random.fold_in(key, index), *batch)
+            batch = result if isinstance(result, tuple) else (result,)
+        return batch if labels else batch[0]
+
+    return composed
+
+
+def with_labels(policy: ImagePolicy) -> MixingPolicy:
+    """The mixing policy that changes the images as `policy` does, and no label."""
+    return lambda key, images, labels: (policy(key, images), labels)
+
+
+def identity(key: Array, images: ArrayLike) -> Array:
+    """The images as they are."""
+    del key
+    return _checked(images)
+
+
+def flip(key: Array, images: ArrayLike) -> Array:
+    """Every other image mirrored left to right: torchvision's RandomHorizontalFlip."""
+    return flip_crop(key, images, pad=0)
+
+
+def flip_crop(key: Array, images: ArrayLike, *, pad: int = 4, padding_mode: str = "zeros") -> Array:
+    """Cuts of the padded images, every other one mirrored: the usual recipe for CIFAR.
+
+    torchvision's RandomCrop(size, padding=pad) and RandomHorizontalFlip. Source: He et al., Deep
+    residual learning for image recognition, 2015, https://arxiv.org/abs/1512.03385, section 4.2.
+
+    Args:
+      key: a jax.random.key.
+      images: [B, H, W, C], uint8 or float32.
+      pad: pixels on each side, at least 0.
+      padding_mode: "zeros" or "reflect" (about the outermost pixels' centres; pad < H, W).
+
+    Returns:
+      [B, H, W, C] in the images' dtype.
+
+    Raises:
+      ValueError: on other images, pad or padding_mode.
+    """
+    images = _checked(images)
+    batch, height, width, _ = images.shape
+    if padding_mode not in ("zeros", "reflect"):
+        raise ValueError(f'padding_mode must be "zeros" or "reflect", got {padding_mode!r}')
+    if pad < 0 or (padding_mode == "reflect" and pad >= min(height, width)):
+        raise ValueError(f"pad must be at least 0, to reflect less than H and W, got {pad}")
+    shift_key, flip_key = jax.random.split(key)
+    shift = jax.random.randint(shift_key, (2, batch, 1), -pad, pad + 1)
+    mirrored = jax.random.bernoulli(flip_key, shape=(batch, 1))
+    row, column = jnp.arange(height) + shift[0], jnp.arange(width) + shift[1]
+    column = jnp.where(mirrored, width - 1 - column, column)
+    if padding_mode == "reflect":
+        row, column = (
+            size - 1 - jnp.abs(size - 1 - jnp.abs(index))
+            for index, size in ((row, height), (column, width))
+        )
+    return _gather(images, row[:, :, None], column[:, None, :], 0)
+
+
+def random_affine(
+    key: Array,
+    images: ArrayLike,
+    *,
+    bounds: AffineBounds | tuple[float, ...] = DEFAULT_BOUNDS,
+    padding_mode: str = "zeros",
+) -> Array:
+    """Affine transforms whose six coordinates are uniform in [-bound, bound].
+
+    The control of a learned augmenter: its coordinates, its bilinear sampler, no learning.
+    torchvision's RandomAffine, in the parts of `affine_matrix`.
+
+    Args:
+      key: a jax.random.key.
+      images: [B, H, W, C], uint8 or float32.
+      bounds: of (tx, ty, rotation, log_scale, log_aspect, shear); see `AffineBounds`.
+      padding_mode: see `grid_sample`.
+
+    Returns:
+      [B, H, W, C] in the images' dtype, rounded where that is uint8.
+
+    Raises:
+      ValueError: on other images or padding_mode, or bounds that are not six numbers, at least 0.
+    """
+    images = _checked(images)
+    theta = _random_theta(key, len(images), bounds)
+    return _as(images.dtype, warp_affine(images, theta, padding_mode=padding_mode))
+
+
+def _random_theta(key: Array, batch: int, bounds: AffineBounds | tuple[float, ...]) -> Array:
+    if len(bounds) != 6 or min(bounds) < 0:
+        raise ValueError(f"bounds must be six numbers, each at least 0, got {tuple(bounds)}")
+    tx, ty, rotation, log_scale, log_aspect, shear = (
+        jax.random.uniform(key, (batch, 6), minval=-1.0) * jnp.array(bounds)
+    ).T
+    return affine_matrix(
+        rotation=rotation,
+        log_scale=log_scale,
+        log_aspect=log_aspect,
+        shear=shear,
+        translation=jnp.stack([tx, ty], -1),
+    )
+
+
+def cutout(key: Array, images: ArrayLike, *, size: int = 16, fill: ArrayLike = 0) -> Array:
+    """A square of `fill` about a random pixel; it may stick out of the frame.
+
+    Source: DeVries and Taylor, Improved regularization of convolutional neural networks with
+    cutout, 2017, https://arxiv.org/abs/1708.04552, and its authors' code, which cuts after
+    normalisation: its fill is the mean of the data set.
+
+    Args:
+      key: a jax.random.key.
+      images: [B, H, W, C], uint8 or float32.
+      size: side of the square in pixels, at least 1.
+      fill: grey level, or one for each channel.
+
+    Returns:
+      [B, H, W, C] in the images' dtype.
+
+    Raises:
+      ValueError: on other images or size.
+    """
+    images = _checked(images)
+    batch, height, width, _ = images.shape
+    if size < 1:
+        raise ValueError(f"size must be at least 1, got {size}")
+    keys = jax.random.split(key)
+    cut = _box(keys, (height, width), jnp.full((2, batch), size))
+    return jnp.where(cut[..., None], jnp.asarray(fill, images.dtype), images)
+
+
+def _box(keys: Array, size: tuple[int, int], sides: Array) -> Array:
+    """True [B, H, W] in boxes of sides (height, width) [2, B] about a random pixel."""
+    inside = []
+    for key, pixels, side in zip(keys, size, sides, strict=True):
+        first = jax.random.randint(key, side.shape, 0, pixels) - side // 2
+        index = jnp.arange(pixels) - first[:, None]
+        inside.append((index >= 0) & (index < side[:, None]))
+    return inside[0][:, :, None] & inside[1][:, None, :]
+
+
+def mixup(
+    key: Array,
+    images: ArrayLike,
+    labels: ArrayLike,
+    *,
+    alpha: float = 1.0,
+    num_classes: int | None = None,
+) -> tuple[Array, Array]:
+    """Weighted means of each image with another one of the batch, and of their labels.
+
+    Source: Zhang et al., mixup: beyond empirical risk minimization, 2018,
+    https://arxiv.org/abs/1710.09412, and its authors' code, which draws one weight for a batch;
+    here every image has its own, as in torchvision's references for its classification.
+
+    Args:
+      key: a jax.random.key.
+      images: [B, H, W, C], uint8 or float32.
+      labels: [B] integers or [B, m] probabilities.
+      alpha: above 0; the first image's weight is from Beta(alpha, alpha).
+      num_classes: m, needed for integers.
+
+    Returns:
+      images [B, H, W, C] in their dtype, and labels [B, m] float32.
+
+    Raises:
+      ValueError: on other images, labels or alpha, or no num_classes for integers.
+    """
+    images = _checked(images)
+    labels = _probabilities(labels, len(images), num_classes)
+    weight_key, partner_key = jax.random.split(key)
+    weight = _mixing_weight(weight_key, len(images), alpha)
+    partner = jax.random.permutation(partner_key, len(images))
+    pixels = images.astype(jnp.float32)
+    share = weight[:, None, None, None]
+    mixed = share * pixels + (1 - share) * pixels[partner]
+    return _as(images.dtype, mixed), _mix(labels, partner, weight)
+
+
+def cutmix(
+    key: Array,
+    images: ArrayLike,
+    labels: ArrayLike,
+    *,
+    alpha: float = 1.0,
+    num_classes: int | None = None,
+) -> tuple[Array, Array]:
+    """A box of each image replaced by that of another; labels weighted by area.
+
+    Source: Yun et al., CutMix: regularization strategy to train strong classifiers with
+    localizable features, 2019, https://arxiv.org/abs/1905.04899, and its authors' code, which
+    draws one box for a batch; here every image has its own.
+
+    Args:
+      key: a jax.random.key.
+      images: [B, H, W, C], uint8 or float32.
+      labels: [B] integers or [B, m] probabilities.
+      alpha: above 0; the box covers a share from Beta(alpha, alpha) where it is in the frame.
+      num_classes: m, needed for integers.
+
+    Returns:
+      images [B, H, W, C] in their dtype, and labels [B, m] float32.
+
+    Raises:
+      ValueError: on other images, labels or alpha, or no num_classes for integers.
+    """
+    images = _checked(images)
+    labels = _probabilities(labels, len(images), num_classes)
+    weight_key, partner_key, *box_keys = jax.random.split(key, 4)
+    height, width = images.shape[1:3]
+    side = jnp.sqrt(1 - _mixing_weight(weight_key, len(images), alpha))
+    sides = (side * jnp.array([[height], [width]])).astype(jnp.int32)
+    box = _box(jnp.stack(box_keys), (height, width), sides)
+    partner = jax.random.permutation(partner_key, len(images))
+    mixed = jnp.where(box[..., None], images[partner], images)
+    return mixed, _mix(labels, partner, 1 - box.mean((1, 2)))
+
+
+def _mixing_weight(key: Array, batch: int, alpha: float) -> Array:
+    if alpha <= 0:
+        raise ValueError(f"alpha must be above 0, got {alpha}")
+    return jax.random.beta(key, alpha, alpha, (batch,))
+
+
+def _mix(labels: Array, partner: Array, weight: Array) -> Array:
+    return weight[:, None] * labels + (1 - weight[:, None]) * labels[partner]
+
+
+def _probabilities(labels: ArrayLike, batch: int, num_classes: int | None) -> Array:
+    labels = jnp.asarray(labels)
+    if labels.ndim == 1 and jnp.issubdtype(labels.dtype, jnp.integer):
+        if num_classes is None:
+            raise ValueError("num_classes is needed for integer labels")
+        labels = jax.nn.one_hot(labels, num_classes)
+    if labels.ndim != 2 or len(labels) != batch or num_classes not in (None, labels.shape[1]):
+        raise ValueError(
+            f"labels must be [B] integers or [B, m] with B = {batch} and m = {num_classes}, "
+            f"got {labels.dtype} {labels.shape}"
+        )
+    return labels.astype(jnp.float32)
+
+
+def rand_augment(
+    key: Array, images: ArrayLike, *, n: int = 2, m: int = 9, fill: ArrayLike = 0
+) -> Array:
+    """n operations, each drawn from 14, at one magnitude.
+
+    Source: Cubuk et al., RandAugment: practical automated data augmentation with a reduced search
+    space, 2020, https://arxiv.org/abs/1909.13719; operations and magnitudes as in torchvision's
+    RandAugment.
+
+    Args:
+      key: a jax.random.key.
+      images: [B, H, W, 1 or 3], uint8 or float32.
+      n: how many operations, one after the other.
+      m: magnitude, in 0..30.
+      fill: grey level outside the image, or one for each channel.
+
+    Returns:
+      [B, H, W, C] in the images' dtype.
+
+    Raises:
+      ValueError: on other images, n or m.
+    """
+    images = _checked(images, (1, 3))
+    if n < 0 or not 0 <= m < _BINS:
+        raise ValueError(f"n must be at least 0 and m in 0..{_BINS - 1}, got {n} and {m}")
+    level = jnp.full(len(images), m / (_BINS - 1))
+    ranges = _standard_ranges(images.shape)
+    for step in range(n):
+        images = _random_operation(jax.random.fold_in(key, step), images, level, ranges, fill)
+    return images
+
+
+def trivial_augment(key: Array, images: ArrayLike, *, fill: ArrayLike = 0) -> Array:
+    """One operation, drawn from 14, at a random magnitude of a wide range.
+
+    Source: Müller and Hutter, TrivialAugment: tuning-free yet state-of-the-art data augmentation,
+    2021, https://arxiv.org/abs/2103.10158; operations and magnitudes as in torchvision's
+    TrivialAugmentWide.
+
+    Args:
+      key: a jax.random.key.
+      images: [B, H, W, 1 or 3], uint8 or float32.
+      fill: grey level outside the image, or one for each channel.
+
+    Returns:
+      [B, H, W, C] in the images' dtype.
+
+    Raises:
+      ValueError: on other images.
+    """
+    images = _checked(images, (1, 3))
+    level_key, operation_key = jax.random.split(key)
+    level = jax.random.randint(level_key, (len(images),), 0, _BINS) / (_BINS - 1)
+    return _random_operation(operation_key, images, level, _wide_ranges(), fill)
+
+
+def auto_augment(key: Array, images: ArrayLike, *, fill: ArrayLike = 0) -> Array:
+    """One of the 25 pairs of operations that were found for CIFAR-10.
+
+    Source: Cubuk et al., AutoAugment: learning augmentation strategies from data, 2019,
+    https://arxiv.org/abs/1805.09501; policy and magnitudes as in torchvision's
+    AutoAugment(AutoAugmentPolicy.CIFAR10).
+
+    Args:
+      key: a jax.random.key.
+      images: [B, H, W, 1 or 3], uint8 or float32.
+      fill: grey level outside the image, or one for each channel.
+
+    Returns:
+      [B, H, W, C] in the images' dtype.
+
+    Raises:
+      ValueError: on other images.
+    """
+    images = _checked(images, (1, 3))
+    pair_key, used_key, sign_key = jax.random.split(key, 3)
+    pair = jax.random.randint(pair_key, (len(images),), 0, len(_CIFAR10_POLICY))
+    draw = jax.random.uniform(used_key, (2, len(images)))
+    for step in range(2):
+        names, shares, levels = zip(*(entry[step] for entry in _CIFAR10_POLICY), strict=True)
+        drawn = jnp.array([OPERATIONS.index(name) for name in names])[pair]
+        operation = jnp.where(draw[step] < jnp.array(shares)[pair], drawn, 0)
+        level = jnp.array(levels)[pair] / 9
+        magnitude = _magnitude(
+            jax.random.fold_in(sign_key, step), operation, level, _standard_ranges(images.shape)
+        )
+        images = apply_operations(images, operation, magnitude, fill=fill)
+    return images
+
+
+def entropy_magnitude(
+    key: Array, images: ArrayLike, strength: ArrayLike, *, fill: ArrayLike = 0
+) -> Array:
+    """One operation, drawn from 14, at each image's own strength.
+
+    Source: Yang, Shen and Zhao, EntAugment: entropy-driven adaptive data augmentation framework
+    for image classification, 2024, https://arxiv.org/abs/2409.06290. The ranges are those of
+    `rand_augment`, with both signs, so that strength 0 changes nothing but what has no magnitude;
+    the authors' code rounds the strength up to one of 30, shifts by at most 10 pixels, and runs
+    the factors of colour, contrast, brightness and sharpness from 0.1 to 1.9.
+
+    Args:
+      key: a jax.random.key.
+      images: [B, H, W, 1 or 3], uint8 or float32.
+      strength: [B] in [0, 1]; see `entropy_strength`.
+      fill: grey level outside the image, or one for each channel.
+
+    Returns:
+      [B, H, W, C] in the images' dtype.
+
+    Raises:
+      ValueError: on other images or shapes.
+    """
+    images, strength = _checked(images, (1, 3)), jnp.asarray(strength)
+    if strength.shape != images.shape[:1]:
+        raise ValueError(f"strength must be [B] with B = {len(images)}, got {strength.shape}")
+    ranges = _standard_ranges(images.shape)
+    return _random_operation(key, images, jnp.clip(strength, 0, 1), ranges, fill)
+
+
+def entropy_strength(logits: ArrayLike) -> Array:
+    """1 - H / log2 m of softmax(logits) [..., m]: [...], 1 where the classifier is certain."""
+    logits = jnp.asarray(logits)
+    return jax.lax.stop_gradient(1 - entropy(logits) / np.log2(logits.shape[-1]))
+
+
+def _standard_ranges(shape: tuple[int, ...]) -> np.ndarray:
+    """Magnitudes [operations, 2] at levels 0 and 1 of torchvision's AutoAugment, RandAugment."""
+    shift = [150 / 331 * size for size in shape[1:3]]
+    return _ranges(0.3, shift[1], shift[0], 30.0, 0.9, 4)
+
+
+def _wide_ranges() -> np.ndarray:
+    """The same of torchvision's TrivialAugmentWide."""
+    return _ranges(0.99, 32.0, 32.0, 135.0, 0.99, 2)
+
+
+def _ranges(
+    shear: float, shift_x: float, shift_y: float, degrees: float, enhancement: float, bits: int
+) -> np.ndarray:
+    ends = [0.0, shear, shear, shift_x, shift_y, degrees, *4 * [enhancement], bits, 0.0, 0, 0, 0]
+    starts = [8.0 if name == "posterize" else 255.0 * (name == "solarize") for name in OPERATIONS]
+    return np.array([starts, ends], np.float32).T
+
+
+def _random_operation(
+    key: Array, images: Array, level: Array, ranges: np.ndarray, fill: ArrayLike
+) -> Array:
+    operation_key, sign_key = jax.random.split(key)
+    operation = jax.random.randint(operation_key, (len(images),), 0, _DRAWN)
+    magnitude = _magnitude(sign_key, operation, level, ranges)
+    return apply_operations(images, operation, magnitude, fill=fill)
+
+
+def _magnitude(key: Array, operation: Array, level: Array, ranges: np.ndarray) -> Array:
+    """[B], of a random sign where the operation has one, at level [B] in 0..1."""
+    start, end = jnp.asarray(ranges)[operation].T
+    magnitude = start + level * (end - start)
+    signed = jnp.array([name in _SIGNED for name in OPERATIONS])[operation]
+    negative = signed & jax.random.bernoulli(key, shape=level.shape)
+    rounded = jnp.where(_drew(operation, "posterize"), jnp.round(magnitude), magnitude)
+    return jnp.where(negative, -rounded, rounded)
+
+
+def apply_operations(
+    images: ArrayLike, operation: ArrayLike, magnitude: ArrayLike, *, fill: ArrayLike = 0
+) -> Array:
+    """Applies one operation to each image, as Pillow does, on 256 whole grey levels.
+
+    The magnitudes are those of torchvision's RandAugment:
+      shear_x, shear_y: pixels for each pixel, about the upper left corner;
+      translate_x, translate_y: pixels, cut to whole ones, right and down positive;
+      rotate: degrees, counter-clockwise, about the middle;
+      brightness, color, contrast, sharpness: factor - 1 of Pillow's ImageEnhance;
+      posterize: bits that are kept, 0..8; solarize: the threshold; the others have none.
+    Geometric ones take the nearest pixel. On one channel color changes nothing.
+
+    Args:
+      images: [B, H, W, 1 or 3], uint8, or float32 that is rounded to whole grey levels first.
+      operation: [B], indices of `OPERATIONS`.
+      magnitude: [B].
+      fill: grey level outside the image, or one for each channel.
+
+    Returns:
+      [B, H, W, C] in the images' dtype.
+
+    Raises:
+      ValueError: on other shapes.
+    """
+    images = _checked(images, (1, 3))
+    operation, magnitude = jnp.asarray(operation), jnp.asarray(magnitude, jnp.float32)
+    for name, value in (("operation", operation), ("magnitude", magnitude)):
+        if value.shape != images.shape[:1]:
+            raise ValueError(f"{name} must be [B] with B = {len(images)}, got {value.shape}")
+    pixels = _as(jnp.uint8, images)
+    pixels = _geometric(pixels, operation, magnitude, fill)
+    pixels = _enhance(pixels, operation, magnitude)
+    pixels = _tone(pixels, operation, magnitude)
+    pixels = jnp.where(_drew(operation, "equalize")[:, None, None, None], _equalize(pixels), pixels)
+    return pixels.astype(images.dtype)
+
+
+def _drew(operation: Array, name: str) -> Array:
+    return operation == OPERATIONS.index(name)
+
+
+def _geometric(images: Array, operation: Array, magnitude: Array, fill: ArrayLike) -> Array:
+    """Shears, translations and rotations in one gather, in Pillow's 16.16 fixed point."""
+    height, width = images.shape[1:3]
+    angle = jnp.where(_drew(operation, "rotate"), jnp.deg2rad(magnitude), 0.0)
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    shift_x, shift_y, shear_x, shear_y = (
+        jnp.where(_drew(operation, name), magnitude, 0.0)
+        for name in ("translate_x", "translate_y", "shear_x", "shear_y")
+    )
+    # x of the input = xx (x + 1/2) + xy (y + 1/2) + x0 of the output, and so for y.
+    xx, xy, yx, yy = cos, shear_x - sin, sin + shear_y, cos
+    x0 = (1 - cos) * width / 2 + sin * height / 2 - jnp.trunc(shift_x)
+    y0 = (1 - cos) * height / 2 - sin * width / 2 - jnp.trunc(shift_y)
+
+    def index(along_x: Array, along_y: Array, start: Array) -> Array:
+        start += along_x / 2 + along_y / 2
+        along_x, along_y, start = (
+            jnp.floor(v * 65536 + 0.5).astype(jnp.int32)[:, None, None]
+            for v in (along_x, along_y, start)
+        )
+        return (along_x * jnp.arange(width) + along_y * jnp.arange(height)[:, None] + start) >> 16
+
+    return _gather(images, index(yx, yy, y0), index(xx, xy, x0), fill)
+
+
+def _enhance(images: Array, operation: Array, magnitude: Array) -> Array:
+    """Brightness, color, contrast, sharpness: away from a degenerate image, or towards it."""
+    names = ("brightness", "color", "contrast", "sharpness")
+    drew = {name: _drew(operation, name)[:, None, None, None] for name in names}
+    factor = 1 + sum(drew.values()) * magnitude[:, None, None, None]
+    grey = _grey(images)
+    pixels = images.shape[1] * images.shape[2]
+    mean = (grey.sum((1, 2, 3), keepdims=True) + pixels // 2) // pixels
+    degenerate = jnp.where(drew["contrast"], mean, 0)
+    degenerate = jnp.where(drew["color"], grey, degenerate)
+    degenerate = jnp.where(drew["sharpness"], _smooth(images), degenerate).astype(jnp.float32)
+    enhanced = degenerate + factor * (images - degenerate)
+    return (jnp.clip(enhanced, 0, 255) + 1e-3).astype(jnp.uint8)
+
+
+def _grey(images: Array) -> Array:
+    """Pillow's convert("L"), [B, H, W, 1] int32."""
+    if images.shape[-1] == 1:
+        return images.astype(jnp.int32)
+    weights = jnp.array([19595, 38470, 7471])
+    return ((images * weights).sum(-1, keepdims=True) + 0x8000) >> 16
+
+
+def _smooth(images: Array) -> Array:
+    """Pillow's ImageFilter.SMOOTH, int32; it leaves the outermost pixels as they are."""
+    image = images.astype(jnp.int32)
+    height, width = images.shape[1:3]
+    if min(height, width) < 3:
+        return image
+    rows = image[:, :-2] + image[:, 1:-1] + image[:, 2:]
+    window = rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:]
+    inner = (window + 4 * image[:, 1:-1, 1:-1] + 6) // 13
+    return image.at[:, 1:-1, 1:-1].set(inner)
+
+
+def _tone(images: Array, operation: Array, magnitude: Array) -> Array:
+    """Posterize, solarize, invert, autocontrast."""
+    drew = lambda name: _drew(operation, name)  # noqa: E731
+    bits = jnp.where(drew("posterize"), magnitude.astype(jnp.int32), 8)
+    threshold = jnp.where(drew("solarize"), magnitude, jnp.where(drew("invert"), 0, 256))
+    mask, threshold = (
+        v[:, None, None, None] for v in ((0xFF00 >> bits).astype(jnp.uint8), threshold)
+    )
+    low, high = (f(images, (1, 2), keepdims=True).astype(jnp.float32) for f in (jnp.min, jnp.max))
+    stretched = drew("autocontrast")[:, None, None, None] & (high > low)
+    low, scale = jnp.where(stretched, low, 0), jnp.where(stretched, 255 / (high - low), 1)
+    images = ((images - low) * scale + 1e-3).astype(jnp.uint8)
+    return jnp.where(images >= threshold, 255 - images, images) & mask
+
+
+def _equalize(images: Array) -> Array:
+    batch, height, width, channels = images.shape
+    plane = jnp.arange(batch * channels).reshape(batch, 1, 1, channels)
+    index = plane * 256 + images
+    histogram = jnp.zeros(batch * channels * 256, jnp.int32).at[index].add(1).reshape(-1, 256)
+    last = 255 - jnp.argmax(histogram[:, ::-1] > 0, axis=1)
+    of_last = jnp.take_along_axis(histogram, last[:, None], axis=1)
+    step = (height * width - of_last) // 255
+    below = jnp.cumsum(histogram, axis=1) - histogram
+    table = jnp.clip((step // 2 + below) // jnp.maximum(step, 1), 0, 255)
+    table = jnp.where(step > 0, table, jnp.arange(256)).astype(jnp.uint8)
+    return table.reshape(-1)[index]
+
+
+def _gather(images: Array, row: Array, column: Array, fill: ArrayLike) -> Array:
+    """Pixels at row and column, each broadcasting to [B, H, W]; fill outside the image."""
+    batch, height, width, channels = images.shape
+    inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+    first = jnp.arange(batch)[:, None, None] * height
+    index = (first + jnp.clip(row, 0, height - 1)) * width + jnp.clip(column, 0, width - 1)
+    found = images.reshape(-1, channels).at[index].get(mode="clip", wrap_negative_indices=False)
+    return jnp.where(inside[..., None], found, jnp.asarray(fill, images.dtype))
+
+
+def _checked(images: ArrayLike, channels: tuple[int, ...] | None = None) -> Array:
+    images = jnp.asarray(images)
+    if images.ndim != 4 or images.dtype not in (jnp.uint8, jnp.float32) or 0 in images.shape[1:]:
+        raise ValueError(
+            f"images must be [B, H, W, C], uint8 or float32, got {images.dtype} {images.shape}"
+        )
+    if channels and images.shape[-1] not in channels:
+        raise ValueError(f"images must have 1 or 3 channels, got {images.shape[-1]}")
+    return images
+
+
+def _as(dtype: jnp.dtype, images: Array) -> Array:
+    """Rounded to the nearest grey level where dtype is uint8."""
+    return images if images.dtype == dtype else _rounded(images).astype(dtype)
+
+
+def _rounded(images: Array) -> Array:
+    return jnp.clip(jnp.round(images), 0, 255)
