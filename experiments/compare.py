@@ -208,7 +208,7 @@ def _result(settings: cli.Settings, rows: Mapping[str, Sequence[phases.Phase]]) 
         differences = {
             f"to_{control}": _paired_difference(accuracies, found[control])
             for control in CONTROLS
-            if control in found
+            if control in found and control != name
         }
         table[name] = {
             **_statistics(list(accuracies.values())),

@@ -1,0 +1,157 @@
+"""The comparison from end to end on 48 digits, and its statistics."""
+
+import json
+import os
+import signal
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small_run
+from absl import flags
+from scipy import stats
+
+from experiments import cli, compare
+from maxent_aug import metrics, models, phases, policies, programs, train
+from maxent_aug.config import COMPARISON_PRESETS, ComparedEpochs, Comparison
+
+CONFIG = Comparison(
+    epochs=ComparedEpochs(train=2, augment=1), batch_size=16, eval_batch_size=16, evaluate_every=2
+)
+ROWS = ("identity", "flip+cutmix", "flip+intended")
+known_legs = {}
+
+
+def legs_once(config, rows, *arguments, make=phases.comparison):
+    """The same phases in each run, whose programs then need not be compiled again."""
+    new = {name: row for name, row in rows.items() if name not in known_legs}
+    known_legs.update(make(config, new, *arguments))
+    return {name: known_legs[name] for name in rows}
+
+
+@pytest.fixture
+def go(tmp_path, monkeypatch):
+    """Runs the comparison in tmp_path: the content of compare.json."""
+    tiny = partial(models.ResNet, stage_sizes=(1,), width=4)
+    monkeypatch.setattr(models, "ResNet18", tiny)
+    monkeypatch.setattr(phases, "comparison", legs_once)
+    sets = small_run.digits(0, 48), small_run.digits(100, 125)
+    monkeypatch.setattr(cli, "load_data", lambda *_: sets)
+    mesh = small_run.mesh()
+    monkeypatch.setattr(programs, "make_mesh", lambda: mesh)
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+
+    def call(names=ROWS, seeds=1, workdir=tmp_path):
+        monkeypatch.setattr(flags.FLAGS["policies"], "value", list(names))
+        compare.main(cli.Settings("compare", "tiny", CONFIG, workdir, None, seeds))
+        return json.loads((workdir / "compare.json").read_text())
+
+    return call
+
+
+def test_every_row_trains_and_a_stopped_run_ends_the_same(go, tmp_path, monkeypatch, capsys):
+    whole = go(seeds=2, workdir=tmp_path / "whole")
+    assert set(whole["table"]) == set(ROWS)
+    shown = capsys.readouterr().out
+    for name in ROWS:
+        assert name in shown
+        assert (tmp_path / "whole" / "figures" / f"{name}.png").stat().st_size > 10_000
+        assert whole["table"][name]["n"] == 2
+    assert (tmp_path / "whole" / "figures" / "comparison.png").exists()
+
+    real, trained = train._train_epoch, []
+
+    def stopping(leg, epoch, at):
+        trained.append((leg.seed, leg.phase.branch, leg.phase.kind, epoch))
+        if len(trained) in (3, 8):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(leg, epoch, at)
+
+    monkeypatch.setattr(train, "_train_epoch", stopping)
+    stopped = tmp_path / "stopped"
+    for _ in range(2):
+        with pytest.raises(train.Interrupted):
+            go(workdir=stopped)
+    go(workdir=stopped)
+    resumed = go(seeds=2, workdir=stopped)  # and more seeds, later
+    for name in ROWS:
+        assert resumed["table"][name]["per_seed"] == whole["table"][name]["per_seed"]
+    assert len(trained) - len(set(trained)) <= 2  # what a stop had begun
+
+
+def test_rows_can_be_added_and_done_ones_are_not_trained_again(go, tmp_path, monkeypatch):
+    go(names=("identity", "flip"))
+    before = metrics.read(tmp_path / "metrics.jsonl")
+    result = go(names=("flip", "cutout"))
+    after = metrics.read(tmp_path / "metrics.jsonl")
+    assert after[: len(before)] == before
+    assert set(result["table"]) == {"flip", "cutout"}
+    monkeypatch.setattr(train, "train_phase", lambda *_: pytest.fail("trained again"))
+    assert set(go(names=("identity", "cutout", "flip"))["table"]) == {"identity", "cutout", "flip"}
+
+
+def test_all_rows_begin_with_the_same_weights_and_updates():
+    rows = phases.comparison(
+        COMPARISON_PRESETS["small"],
+        {name: compare._row(name, 10) for name in ("identity", "mixup", "printed")},
+        (8, 8, 1),
+        10,
+        steps_per_epoch=3,
+    )
+    assert len({legs[0].begin for legs in rows.values()}) == 1
+    kinds = [sum(leg.epochs for leg in legs if leg.kind != "augment") for legs in rows.values()]
+    assert kinds == [40, 40, 40]
+    assert len({phases.KINDS[legs[0].kind] for legs in rows.values()}) == 1
+
+
+def test_a_row_applies_its_policies_in_order_with_keys_of_their_own():
+    key = jax.random.key(3)
+    images = jax.random.randint(jax.random.key(0), (16, 8, 8, 1), 0, 256).astype(jnp.uint8)
+    labels = jnp.arange(16) % 10
+    policy, form = compare._row("flip+flip_crop+mixup+printed", 10)
+    assert form == "printed"
+    got = jax.jit(lambda key: policy(key, images, labels, None))(key)
+    first, second, third = (jax.random.fold_in(key, i) for i in range(3))
+    moved = policies.flip_crop(second, policies.flip(first, images))
+    mix = jax.jit(partial(policies.mixup, num_classes=10))
+    chex.assert_trees_all_equal(got, mix(third, moved, labels))
+
+
+def test_entropy_magnitude_asks_the_classifier():
+    images = jax.random.randint(jax.random.key(0), (64, 8, 8, 1), 0, 256).astype(jnp.uint8)
+    policy, _ = compare._row("entropy_magnitude", 10)
+    labels = jnp.zeros(64, jnp.int32)
+    outcomes = []
+    run = jax.jit(
+        lambda key, logits: policy(key, images, labels, lambda _: logits)[0],
+    )
+    for scale in (0.0, 100.0):  # uncertain and certain of everything
+        logits = scale * jax.nn.one_hot(labels, 10)
+        changed = run(jax.random.key(1), logits)
+        outcomes.append(float(jnp.mean(jnp.any(changed != images, axis=(1, 2, 3)))))
+    assert outcomes[0] < outcomes[1] - 0.2
+
+
+@pytest.mark.parametrize(
+    "names", [[], ["flip", "flip"], ["flop"], ["flip+"], ["printed+intended"], ["flip,crop"]]
+)
+def test_wrong_policies_are_refused_before_anything(go, names, tmp_path):
+    with pytest.raises(cli.UsageError, match="--policies"):
+        go(names=names, workdir=tmp_path / "run")
+    assert not list(tmp_path.iterdir())
+
+
+def test_paired_differences_are_students():
+    random = np.random.default_rng(0)
+    ours, control = random.normal(size=(2, 6)) * [[0.1], [0.2]]
+    found = compare._paired_difference(dict(enumerate(ours)), dict(enumerate(control)))
+    interval = stats.ttest_rel(ours, control).confidence_interval(0.95)
+    np.testing.assert_allclose((found["low"], found["high"]), interval, rtol=1e-9)
+    assert found["n"] == 6
+    alone = compare._paired_difference({3: 0.5}, {3: 0.25, 4: 0.9})
+    assert (alone["mean"], alone["low"], alone["n"]) == (0.25, None, 1)
+    assert compare._paired_difference({1: 0.5}, {2: 0.5}) is None
