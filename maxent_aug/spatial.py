@@ -4,7 +4,9 @@ theta [..., 2, 3] maps output to input positions in normalised (x, y), both in [
 image, y down (Jaderberg et al. 2015, https://arxiv.org/abs/1506.02025).
 """
 
+import math
 from collections.abc import Sequence
+from functools import partial
 from numbers import Integral
 
 import jax
@@ -335,7 +337,10 @@ def _bilinear_jvp(primals, tangents):
     out = _bilinear(image, position)
     d_out = jnp.zeros_like(out)
     if not isinstance(d_image, SymbolicZero):
-        d_out += _sample_windows(d_image, position)
+        if jax.default_backend() == "cpu":
+            d_out += _gather_in_groups(d_image, position)
+        else:
+            d_out += _gather(d_image, position.real, position.imag, "bilinear")
     if not isinstance(d_position, SymbolicZero):
         # Else XLA stores the taps for both passes, or reads them anew for each of the six sums.
         image = jax.lax.optimization_barrier(image)
@@ -348,25 +353,30 @@ def _bilinear_jvp(primals, tangents):
 _bilinear.defjvp(_bilinear_jvp, symbolic_zeros=True)
 
 
-def _sample_windows(image: jax.Array, position: jax.Array) -> jax.Array:
-    """_bilinear by windows of 2 x 2 pixels: slower, but its transpose is a single scatter."""
-    height, width, channels = image.shape[-3:]
-    frame = [(0, 0)] * (image.ndim - 3) + [(1, 1), (1, 1), (0, 0)]
-    rows = jnp.pad(image, frame).reshape(-1, (width + 2) * channels)
-    batch = jnp.arange(len(rows) // (height + 2), dtype=jnp.int32)
-    batch = batch.reshape(*image.shape[:-3], 1, 1)
+def _gather_in_groups(image: jax.Array, position: jax.Array) -> jax.Array:
+    """_bilinear in the form whose transpose, a scatter a tap, is fast on a CPU.
 
-    def axis(position: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
-        position = jnp.clip(position, -1, size)
-        first = jnp.minimum(jnp.floor(position), size - 1)
-        fraction = (position - first)[..., None]
-        return (first + 1).astype(jnp.int32), jnp.where(jnp.arange(2) == 0, 1 - fraction, fraction)
+    What is added up, four pixels for each, should not leave the caches: a group of images at a
+    time. And XLA adds slices of four numbers as vectors, but of three number by number.
+    """
+    lead = jnp.broadcast_shapes(image.shape[:-3], position.shape[:-2])
+    shape, size, channels = image.shape[-3:], position.shape[-2:], image.shape[-1]
+    count, most = math.prod(lead), max(1, 2**17 // max(1, math.prod(size) * channels))
+    group = next(n for n in range(most, 0, -1) if count % n == 0)
 
-    (row, weight_y), (column, weight_x) = axis(position.imag, height), axis(position.real, width)
-    row, column = jnp.broadcast_arrays(batch * (height + 2) + row, column * channels)
-    window = jax.vmap(lambda r, c: jax.lax.dynamic_slice(rows, (r, c), (2, 2 * channels)))
-    pixels = window(row.ravel(), column.ravel()).reshape(*row.shape, 2, 2, channels)
-    return (pixels * (weight_y[..., :, None] * weight_x[..., None, :])[..., None]).sum((-3, -2))
+    def split(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:  # flat: else XLA copies it
+        x = jnp.broadcast_to(x, (*lead, *shape))
+        return x.reshape(count // group, group * math.prod(shape))
+
+    @partial(jax.checkpoint, prevent_cse=False)
+    def sample(inputs: tuple[jax.Array, jax.Array]) -> jax.Array:
+        image, position = inputs[0].reshape(group, *shape), inputs[1].reshape(group, *size)
+        if channels == 3:
+            image = jnp.pad(image, ((0, 0), (0, 0), (0, 0), (0, 1)))
+        return _gather(image, position.real, position.imag, "bilinear")[..., :channels].ravel()
+
+    out = jax.lax.map(sample, (split(image, shape), split(position, size)))
+    return out.reshape(*lead, *size, channels)
 
 
 def _sample_matmul(image: jax.Array, x: jax.Array, y: jax.Array, mode: str) -> jax.Array:

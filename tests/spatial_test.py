@@ -379,6 +379,18 @@ def test_custom_derivative_equals_autodiff_of_the_plain_formula():
     )
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_image_gradient_of_many_pixels_is_that_of_each_image(channels):
+    images = normal(0, 6, 160, 140, channels)  # more than are added up at a time
+    theta = affine_matrix(rotation=np.linspace(-1, 1, 6), log_scale=0.2)
+
+    def gradient(images, theta):
+        return jax.grad(lambda images: (warp_affine(images, theta) ** 2).sum())(images)
+
+    each = jax.jit(jax.vmap(gradient))(images, theta)
+    chex.assert_trees_all_close(jax.jit(gradient)(images, theta), each, atol=1e-4, rtol=1e-5)
+
+
 @pytest.mark.parametrize("method", ["gather", "matmul"])
 @pytest.mark.parametrize("padding_mode", PADDING_MODES)
 def test_theta_gradient_at_the_identity_is_the_forward_difference(padding_mode, method):
