@@ -1,8 +1,9 @@
 """Speed of the warp, of a training step and of a start, beside what could be used instead.
 
 Of each case it is first checked that all contenders compute the same; then they are timed in turn,
-one repetition each, compiled before and blocked on after. Run it again in the same folder to add
-cases to benchmark.json; those that it has are shown and not measured again.
+one repetition each after an untimed one (but not of a start), compiled before and blocked on
+after. Run it again in the same folder to add cases to benchmark.json; those that it has are shown
+and not measured again.
 
   pip install -e '.[bench]'
   python -m experiments.benchmark --suite=warp
@@ -285,7 +286,8 @@ def measure(case: Case, repetitions: int) -> dict[str, Any]:
     contenders = case.prepare()
     difference = _compare(case, contenders)
     calls = 20 if case.batch and jax.default_backend() != "cpu" else 1
-    seconds = _interleaved(contenders, repetitions, calls)
+    # A library's threads may still spin, and its data fill the caches, as the next one begins.
+    seconds = _interleaved(contenders, repetitions, calls, untimed=1 if case.batch else 0)
     medians = {name: float(np.median(s)) for name, s in seconds.items()}
     rivals = [m for name, m in medians.items() if name.split(",")[0] in (*peers.PEERS, "jax.scipy")]
     rows = {}
@@ -335,15 +337,21 @@ def _array(x: Any) -> np.ndarray:
 
 
 def _interleaved(
-    contenders: dict[str, peers.Contender], repetitions: int, calls: int
+    contenders: dict[str, peers.Contender], repetitions: int, calls: int, untimed: int = 0
 ) -> dict[str, list[float]]:
-    """Seconds [repetitions] a call, of so many calls that are waited for together."""
+    """Seconds [repetitions] a call, of so many calls that are waited for together.
+
+    Untimed ones go before them.
+    """
     torch = peers.peer("PyTorch")
     torch_on_gpu = torch and peers.torch_device(torch) == "cuda"
     wait = torch.cuda.synchronize if torch and torch_on_gpu else lambda: None
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(repetitions):
         for name, run in contenders.items():
+            for _ in range(untimed):
+                jax.block_until_ready(run())
+            wait()
             started = time.perf_counter()
             for _ in range(calls - 1):
                 run()
