@@ -30,12 +30,17 @@ class NonFiniteError(ValueError):
 
 def open_manager(directory: Path) -> ocp.CheckpointManager:
     """A manager that keeps the two newest checkpoints of a folder."""
+    # Of several processes the first alone has a manager: the state is a copy in each.
+    alone = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
     options = ocp.CheckpointManagerOptions(
+        multiprocessing_options=alone,
+        create=False,
         preservation_policy=checkpoint_managers.LatestN(2),
         enable_async_checkpointing=False,
         cleanup_tmp_directories=True,  # what a killed process was writing
         lightweight_initialize=True,  # reads no metadata: they may be damaged
     )
+    directory.mkdir(parents=True, exist_ok=True)
     return ocp.CheckpointManager(directory.absolute(), options=options)
 
 
@@ -65,10 +70,10 @@ def restore_newest(manager: ocp.CheckpointManager, like: Any) -> tuple[int, Any]
 
     Args:
       manager: of the folder.
-      like: a pytree of arrays or ShapeDtypeStructs with the wanted structure and shardings.
+      like: a pytree of arrays or ShapeDtypeStructs with the wanted structure.
 
     Returns:
-      (step, tree), or None if the folder holds no checkpoint.
+      (step, tree of NumPy arrays), or None if the folder holds no checkpoint.
 
     Raises:
       CheckpointError: if it holds some and none can be read; nothing is removed then.
@@ -81,7 +86,7 @@ def restore_newest(manager: ocp.CheckpointManager, like: Any) -> tuple[int, Any]
         if damage is not None:
             logger.warning("checkpoint %s is damaged, skipped: %s", folder / str(step), damage)
             continue
-        abstract = jax.tree.map(_abstract, like)
+        abstract = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), like)
         tree = manager.restore(step, args=ocp.args.StandardRestore(abstract))
         for later in steps[:position]:
             shutil.rmtree(folder / str(later))
@@ -98,10 +103,6 @@ def saved_steps(folder: Path) -> list[int]:
     """The checkpoints of a folder, newest first, whole or damaged."""
     # Not manager.all_steps(): it leaves out a checkpoint whose own metadata are gone.
     return sorted((int(p.name) for p in folder.glob("*") if p.name.isdecimal()), reverse=True)
-
-
-def _abstract(x: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
 
 
 def _digests(folder: Path) -> dict[str, str]:

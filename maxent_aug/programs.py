@@ -57,8 +57,19 @@ def unchanged(
 
 
 def put(mesh: Mesh, *arrays: Any) -> tuple[Any, ...]:
-    """Copies to all devices, explicitly, so that a transfer guard may forbid what is not meant."""
-    return jax.device_put(arrays, NamedSharding(mesh, P()))
+    """Copies to all devices, explicitly, so that a transfer guard may forbid what is not meant.
+
+    Several processes must give the same; each serves its own devices.
+    """
+    replicated = NamedSharding(mesh, P())
+    if replicated.is_fully_addressable:
+        return jax.device_put(arrays, replicated)
+
+    def join(*copies: Array) -> Array:
+        return jax.make_array_from_single_device_arrays(copies[0].shape, replicated, list(copies))
+
+    # device_put would ask all processes about each array whether it is the same.
+    return jax.tree.map(join, *(jax.device_put(arrays, device) for device in mesh.local_devices))
 
 
 def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
@@ -119,6 +130,20 @@ def train_program(
         return jax.lax.fori_loop(first, last, body, (state, sums))
 
     return run
+
+
+@keep_programs
+def _maximum(mesh: Mesh) -> Callable:
+    return jax.jit(jnp.max, out_shardings=NamedSharding(mesh, P()))
+
+
+def largest(mesh: Mesh, number: int) -> Array | int:
+    """The largest of the processes' numbers, the same on all of them; not waited for."""
+    if not mesh.is_multi_process:
+        return number
+    mine = [jax.device_put(np.array([number], np.int32), device) for device in mesh.local_devices]
+    sharded = NamedSharding(mesh, P("data"))
+    return _maximum(mesh)(jax.make_array_from_single_device_arrays((mesh.size,), sharded, mine))
 
 
 def zero_sums(names: Iterable[str], mesh: Mesh) -> Any:

@@ -20,10 +20,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 
-from maxent_aug import checkpoint, diagnostics, metrics, programs, steps
+from maxent_aug import checkpoint, diagnostics, metrics, processes, programs, steps
 from maxent_aug.config import Training
 from maxent_aug.metrics import MetricsWriter
 from maxent_aug.phases import KINDS, Phase
@@ -91,7 +90,10 @@ class Clock:
 
 @dataclass(frozen=True)
 class Run:
-    """What the phases of one seed share: the folder's files, the data, the devices."""
+    """What the phases of one seed share: the folder's files, the data, the devices.
+
+    Of several processes, each has one; only the first has a writer, and uses the folder.
+    """
 
     config: Training
     workdir: Path
@@ -159,14 +161,16 @@ def train_phase(run: Run, phase: Phase, seed: int, start: steps.State | None) ->
     phase_key = jax.random.fold_in(jax.random.key(seed), KINDS[phase.kind])
     init_key, *keys = jax.random.split(phase_key, 3)
     begin = partial(phase.begin, start, init_key)
-    with checkpoint.open_manager(_folder(run, phase, seed)) as manager:
+    folder = _folder(run, phase, seed)
+    with processes.open_on_first(partial(checkpoint.open_manager, folder)) as manager:
         leg = Leg(run, phase, seed, manager, *programs.put(run.mesh, *keys))
         try:
             position, at = _resume_or_begin(leg, begin)
             run.clock.skip(phase.kind, position // run.steps_per_epoch)
             for epoch in range(position // run.steps_per_epoch, phase.epochs):
-                if run.stop:  # before the first step, and before it is compiled
-                    raise _interrupted(leg, epoch, at.step)
+                # Before the first step, and before it is compiled.
+                if number := int(_signal(run)):
+                    raise _interrupted(leg, epoch, at.step, number)
                 at = _train_epoch(leg, epoch, at)
         finally:
             run.progress.end_line()
@@ -179,25 +183,28 @@ def _folder(run: Run, phase: Phase, seed: int) -> Path:
 
 def _resume_or_begin(leg: Leg, begin: Callable[[], steps.State]) -> tuple[int, Epoch]:
     """The steps of the phase done so far, and where that is in their epoch."""
-    run, phase = leg.run, leg.phase
-    replicated = NamedSharding(run.mesh, P())
+    run = leg.run
     abstract = jax.eval_shape(begin)
-    sums = programs.zero_sums(programs.metric_names(phase.step, abstract, run.data), run.mesh)
-    like = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated),
-        {"state": abstract, "sums": sums},
-    )
-    found = checkpoint.restore_newest(leg.manager, like)
-    if found is None:
-        run.writer.rewind(leg.seed, phase.branch, phase.kind, 0)
-        # Copied, since the state is donated while the next branch needs `start`.
-        return 0, Epoch(jax.tree.map(jnp.copy, programs.put(run.mesh, begin())[0]), sums, 0)
-    position, tree = found
-    epochs, step = divmod(position, run.steps_per_epoch)
-    if epochs < phase.epochs:
-        run.writer.rewind(leg.seed, phase.branch, phase.kind, epochs)
+    sums = programs.zero_sums(programs.metric_names(leg.phase.step, abstract, run.data), run.mesh)
+    like = {"state": abstract, "sums": sums}
+    position, leaves = processes.on_first(partial(_restore, leg, like))
+    if not leaves:
+        state = programs.put(run.mesh, jax.device_get(begin()))[0]
+        # Copied, since the state is donated while the next branch needs what it began with.
+        return 0, Epoch(jax.tree.map(jnp.copy, state), sums, 0)
+    tree = jax.tree.unflatten(jax.tree.structure(like), leaves)
+    state, sums = programs.put(run.mesh, tree["state"], tree["sums"])
+    return position, Epoch(state, sums, position % run.steps_per_epoch)
+
+
+def _restore(leg: Leg, like: Any) -> tuple[int, list[np.ndarray]]:
+    """Reads the newest checkpoint, its number and arrays (0 and none), and rewinds the metrics."""
+    position, tree = checkpoint.restore_newest(leg.manager, like) or (0, None)
+    epochs = position // leg.run.steps_per_epoch
+    if epochs < leg.phase.epochs:
+        leg.run.writer.rewind(leg.seed, leg.phase.branch, leg.phase.kind, epochs)
     _check_records(leg, epochs)
-    return position, Epoch(tree["state"], tree["sums"], step)
+    return position, jax.tree.leaves(tree)
 
 
 def _check_records(leg: Leg, epochs: int) -> None:
@@ -226,14 +233,16 @@ def _train_epoch(leg: Leg, epoch: int, at: Epoch) -> Epoch:
     if not all(math.isfinite(v) for name, v in record.items() if name.endswith("loss")):
         raise _non_finite("the loss", leg, epoch, at.step)
     seconds = time.perf_counter() - started
-    run.writer.write(where | record | {"images_per_second": rate, "seconds": seconds})
+    line = where | record | {"images_per_second": rate, "seconds": seconds}
+    processes.on_first(partial(run.writer.write, line))
     run.clock.tick(phase.kind, seconds)
     _show(run, phase, where, record, rate)
     end = Epoch(at.state, programs.zero_sums(at.sums["metrics"], run.mesh), 0)
-    if last or run.stop or (epoch + 1) % run.config.checkpoint_every == 0:
+    number = int(_signal(run))
+    if last or number or (epoch + 1) % run.config.checkpoint_every == 0:
         _save(leg, epoch, end, at.step)
-    if run.stop:
-        raise _interrupted(leg, epoch, at.step)
+    if number:
+        raise _interrupted(leg, epoch, at.step, number)
     return end
 
 
@@ -248,6 +257,7 @@ def _train_steps(leg: Leg, epoch: int, at: Epoch) -> tuple[Epoch, float]:
     first, started = at.step, time.perf_counter()
     while at.step < run.steps_per_epoch:
         last = min(at.step + run.steps_per_call, run.steps_per_epoch)
+        number = _signal(run)  # before the steps, which reading it would wait for
         bounds = programs.put(run.mesh, np.int32(at.step), np.int32(last))
         state, sums = program(at.state, at.sums, run.data, plan, *bounds)
         if at.step == first:  # the call that compiles
@@ -258,10 +268,10 @@ def _train_steps(leg: Leg, epoch: int, at: Epoch) -> tuple[Epoch, float]:
         run.progress.update(
             **leg.where(epoch + 1), epochs=phase.epochs, seconds_left=run.clock.seconds_left()
         )
-        if run.stop and at.step < run.steps_per_epoch:
+        if int(number) and at.step < run.steps_per_epoch:
             _check_finite(leg, epoch, at.sums)
             _save(leg, epoch, at, at.step)
-            raise _interrupted(leg, epoch, at.step)
+            raise _interrupted(leg, epoch, at.step, int(number))
     _check_finite(leg, epoch, at.sums)
     seconds = time.perf_counter() - started
     return at, (at.step - first) * run.config.batch_size / seconds
@@ -270,15 +280,21 @@ def _train_steps(leg: Leg, epoch: int, at: Epoch) -> tuple[Epoch, float]:
 def _save(leg: Leg, epoch: int, at: Epoch, step: int) -> None:
     """Saves under the number of the phase's steps done so far, `step` in this epoch."""
     position = epoch * leg.run.steps_per_epoch + step
+    tree = {"state": at.state, "sums": at.sums}
     try:
-        checkpoint.save(leg.manager, position, {"state": at.state, "sums": at.sums})
+        processes.on_first(lambda: checkpoint.save(leg.manager, position, tree))
     except checkpoint.NonFiniteError:
         raise _non_finite("a weight or the optimizer's state", leg, epoch, step) from None
 
 
-def _interrupted(leg: Leg, epoch: int, step: int) -> Interrupted:
+def _signal(run: Run) -> Array | int:
+    """The signal that any process got, 0 for none; all processes must ask at the same place."""
+    return programs.largest(run.mesh, run.stop[0] if run.stop else 0)
+
+
+def _interrupted(leg: Leg, epoch: int, step: int, number: int) -> Interrupted:
     place = f"phase {leg.phase.name}, epoch {epoch + 1}, step {step}, seed {leg.seed}"
-    return Interrupted(f"stopped in {place}", leg.run.stop[0])
+    return Interrupted(f"stopped in {place}", number)
 
 
 def _check_finite(leg: Leg, epoch: int, sums: Any) -> None:
