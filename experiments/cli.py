@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,6 +21,7 @@ from maxent_aug import data
 from maxent_aug.checkpoint import CheckpointError
 from maxent_aug.config import Training
 from maxent_aug.metrics import MetricsError
+from maxent_aug.processes import FirstProcessFailed, on_first
 from maxent_aug.run_folder import RunFolderError, check_run_folder
 from maxent_aug.train import Interrupted, NonFiniteLoss
 
@@ -35,7 +37,22 @@ SEEDS = flags.DEFINE_integer("seeds", 1, "repetitions, with seeds 0, 1, ...", lo
 COMPILATION_CACHE = flags.DEFINE_bool(
     "compilation_cache", True, "keep compiled programs in the user's cache folder for the next run"
 )
-
+CPU_DEVICES = flags.DEFINE_integer(
+    "cpu_devices",
+    0,
+    "devices that the batch is divided among on a CPU; 0: as many as there are cores, if they "
+    "divide the batch and each gets 16 images",
+    lower_bound=0,
+)
+DISTRIBUTED = flags.DEFINE_bool(
+    "distributed",
+    False,
+    "one of several processes of a run, each started by the same command; found on a TPU pod and "
+    "under SLURM, elsewhere from the next three flags",
+)
+COORDINATOR = flags.DEFINE_string("coordinator_address", None, "HOST:PORT, of process 0")
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "of the run", lower_bound=1)
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "this one's, from 0 on", lower_bound=0)
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 
@@ -169,17 +186,73 @@ def _parse(argv: list[str]) -> list[str]:
 
 
 def fail(error: BaseException, code: int) -> NoReturn:
-    """Ends the process with the error in one line."""
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    """Ends the process with the error in one line, which of several processes the first prints."""
+    _tell(f"error: {' '.join(str(error).split())}")
     sys.exit(code)
+
+
+def _tell(line: str) -> None:
+    if not jax.distributed.is_initialized() or jax.process_index() == 0:
+        print(line, file=sys.stderr)
+
+
+def _join_processes() -> None:
+    """Does what --distributed says; of the processes, the first alone prints from then on.
+
+    Raises:
+      UsageError: if it cannot be known which processes there are.
+    """
+    by_hand = COORDINATOR, NUM_PROCESSES, PROCESS_ID
+    if not DISTRIBUTED.value:
+        for flag in by_hand:
+            if flag.value is not None:
+                raise UsageError(f"--{flag.name} needs --distributed")
+        return
+    address = COORDINATOR.value
+    if address and not address.rpartition(":")[2].isdecimal():
+        raise UsageError(f"--{COORDINATOR.name}={address} is not allowed (HOST:PORT)")
+    # It would swallow SIGTERM; train.stop_on_signals and train_phase do its work.
+    jax.config.update("jax_enable_preemption_service", False)
+    try:
+        jax.distributed.initialize(
+            address, NUM_PROCESSES.value, PROCESS_ID.value, shutdown_timeout_seconds=30
+        )
+    except (ValueError, RuntimeError) as error:
+        names = ", ".join(f"--{flag.name}" for flag in by_hand)
+        raise UsageError(
+            f"--distributed: {error} Outside a TPU pod or SLURM, give {names}"
+        ) from error
+
+
+def _cpu_devices(batch_size: int) -> int | None:
+    """How many devices to make of the CPU's cores, None for what the user told JAX.
+
+    XLA runs a part of a step's operations on one core only, whatever their size.
+    """
+    if CPU_DEVICES.value:
+        return CPU_DEVICES.value
+    flag = "xla_force_host_platform_device_count"
+    if "JAX_NUM_CPU_DEVICES" in os.environ or flag in os.environ.get("XLA_FLAGS", ""):
+        return None
+    if DISTRIBUTED.value:
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    counts = range(2, (cores or 1) + 1)
+    return max([1, *(n for n in counts if batch_size % n == 0 and batch_size // n >= 16)])
 
 
 def load_data(config: Training, data_dir: str | None) -> tuple[data.Dataset, data.Dataset]:
     """The training and the test images, checked against the configuration.
 
+    Of several processes the first reads them, and gives them to the others.
+
     Raises:
       UsageError: if they cannot be read, or do not go with the configuration or the devices.
     """
+    return on_first(partial(_load_data, config, data_dir))
+
+
+def _load_data(config: Training, data_dir: str | None) -> tuple[data.Dataset, data.Dataset]:
     devices = jax.device_count()
     if config.batch_size % devices:
         raise UsageError(
@@ -239,22 +312,29 @@ def run(
         workdir = Path(WORKDIR.value or f"runs/{experiment}-{preset}").expanduser()
         again = f"run the same command to resume, in {workdir}"
         try:
+            _join_processes()
             config = _configure(presets[preset])
-            settings = Settings(experiment, preset, config, workdir, DATA_DIR.value, SEEDS.value)
-            check_run_folder(workdir, settings.identity)
+            if (count := _cpu_devices(config.batch_size)) is not None:
+                jax.config.update("jax_num_cpu_devices", count)
             if COMPILATION_CACHE.value:
                 cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
                 jax.config.update("jax_compilation_cache_dir", str(cache / "maxent_aug" / "jax"))
+            if DISTRIBUTED.value and jax.process_index():
+                sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+            settings = Settings(experiment, preset, config, workdir, DATA_DIR.value, SEEDS.value)
+            on_first(partial(check_run_folder, workdir, settings.identity))
             main(settings)
         except (UsageError, RunFolderError, MetricsError, CheckpointError) as error:
             fail(error, 2)
         except (NonFiniteLoss, OSError) as error:
             fail(error, 1)
+        except FirstProcessFailed:
+            sys.exit(1)
         except Interrupted as error:
-            print(f"{error}; {again}", file=sys.stderr)
+            _tell(f"{error}; {again}")
             sys.exit(128 + error.signal_number)
         except KeyboardInterrupt:  # before training, or a second one
-            print(f"stopped at once; {again}", file=sys.stderr)
+            _tell(f"stopped at once; {again}")
             sys.exit(128 + signal.SIGINT)
 
     _define_all(presets)

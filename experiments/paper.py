@@ -11,6 +11,7 @@ of the max-entropy loss. Run it again in the same folder to resume.
 import datetime
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import jax
 import numpy as np
 
 from experiments import cli
-from maxent_aug import diagnostics, metrics, programs, report, run_folder, steps, train
+from maxent_aug import diagnostics, metrics, processes, programs, report, run_folder, steps, train
 from maxent_aug.config import PRESETS
 from maxent_aug.phases import Phase, schedule
 from maxent_aug.progress import Progress, duration
@@ -39,9 +40,10 @@ def main(settings: cli.Settings) -> None:
     train_set, test_set = cli.load_data(config, settings.data_dir)
     mesh = programs.make_mesh()
     phases = schedule(config, train_set.images.shape[1:], len(train_set.class_names))
+    open_folder = partial(run_folder.open_run_folder, settings.workdir, settings.identity)
     with (
-        run_folder.open_run_folder(settings.workdir, settings.identity),
-        metrics.MetricsWriter(settings.workdir) as writer,
+        processes.open_on_first(open_folder),
+        processes.open_on_first(partial(metrics.MetricsWriter, settings.workdir)) as writer,
         train.stop_on_signals() as stop,
     ):
         progress, clock = Progress(), train.Clock(phases, settings.seeds)
@@ -57,18 +59,24 @@ def main(settings: cli.Settings) -> None:
                 final[phase] = train.train_phase(run, phase, seed, final[phase.follows])
                 if seed == 0 and phase.kind == "augment":
                     shown[phase.branch] = _transforms(run, phase, final[phase])
-        records = [r for r in metrics.read(writer.path) if r["seed"] < settings.seeds]
-        result = _result(settings, settings.identity["config"], records)
-        pictures = _figures(settings.workdir, records, shown)
-        report.write_report(
-            settings.workdir / "report.html",
-            title="Learned augmentation, the paper's protocol",
-            result=result,
-            records=records,
-            figures=pictures,
-        )
-        run_folder.write_json(settings.workdir / "result.json", result)
+        result = processes.on_first(partial(_write, settings, shown))
     _print(settings, result)
+
+
+def _write(settings: cli.Settings, shown: dict[str, Any]) -> dict[str, Any]:
+    """Writes what came out to the run's folder: the content of result.json."""
+    workdir = settings.workdir
+    records = [r for r in metrics.read(workdir / "metrics.jsonl") if r["seed"] < settings.seeds]
+    result = _result(settings, settings.identity["config"], records)
+    report.write_report(
+        workdir / "report.html",
+        title="Learned augmentation, the paper's protocol",
+        result=result,
+        records=records,
+        figures=_figures(workdir, records, shown),
+    )
+    run_folder.write_json(workdir / "result.json", result)
+    return result
 
 
 def _transforms(run: train.Run, phase: Phase, state: steps.State) -> dict[str, Any]:

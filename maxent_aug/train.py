@@ -234,7 +234,7 @@ def _train_epoch(leg: Leg, epoch: int, at: Epoch) -> Epoch:
         raise _non_finite("the loss", leg, epoch, at.step)
     seconds = time.perf_counter() - started
     line = where | record | {"images_per_second": rate, "seconds": seconds}
-    processes.on_first(partial(run.writer.write, line))
+    processes.on_first(lambda: run.writer.write(line))
     run.clock.tick(phase.kind, seconds)
     _show(run, phase, where, record, rate)
     end = Epoch(at.state, programs.zero_sums(at.sums["metrics"], run.mesh), 0)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from absl import app, flags
+from absl.testing import flagsaver
 
 from experiments import cli
 from maxent_aug import data, run_folder, train
@@ -99,6 +100,10 @@ WRONG = [
     ("--seeds=-1",),
     ("--seeds=1.5",),
     ("--seeds=many",),
+    ("--cpu_devices=-1",),
+    ("--distributed",),
+    ("--process_id=0",),
+    ("--coordinator_address=localhost", "--distributed"),
     ("--preset=fast",),
     ("--preset=",),
     ("--no_such_flag",),
@@ -169,6 +174,32 @@ def test_every_field_can_be_set_and_the_rest_is_the_presets(command):
     assert not config.augmenter.saturating
     assert config.compute_dtype == "bfloat16"
     assert (config.epochs, config.data, config.batch_size) == (quick.epochs, quick.data, 64)
+
+
+@pytest.mark.parametrize(
+    ("given", "variables", "cores", "batch_size", "expected"),
+    [
+        ((), {}, 1, 128, 1),
+        ((), {}, 2, 128, 2),
+        ((), {}, 2, 25, 1),  # not divisible
+        ((), {}, 2, 30, 1),  # fewer than 16 images each
+        ((), {}, 64, 128, 8),
+        ((), {}, 6, 128, 4),
+        (("--cpu_devices=3",), {}, 2, 128, 3),
+        (("--distributed",), {}, 2, 128, 1),
+        ((), {"JAX_NUM_CPU_DEVICES": "3"}, 2, 128, None),
+        ((), {"XLA_FLAGS": "--xla_force_host_platform_device_count=3"}, 2, 128, None),
+    ],
+)
+def test_devices_made_of_a_cpu(monkeypatch, given, variables, cores, batch_size, expected):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    for name in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with flagsaver.as_parsed():
+        flags.FLAGS(["paper.py", *given])
+        assert cli._cpu_devices(batch_size) == expected
 
 
 def test_presets_pass_their_own_checks():

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from sklearn.datasets import load_digits
 
-from maxent_aug import metrics, models, programs, run_folder, train
+from maxent_aug import metrics, models, processes, programs, run_folder, train
 from maxent_aug.config import PRESETS, Config, Epochs, PaperAugmenter
 from maxent_aug.data import Dataset
 from maxent_aug.phases import schedule
@@ -44,6 +44,11 @@ def digits(first, last):
     return Dataset(images, pictures.target[first:last].astype(np.int32), tuple("0123456789"))
 
 
+def short(*epochs: int) -> Config:
+    """The same with other epochs, of each phase."""
+    return dataclasses.replace(CONFIG, epochs=Epochs(*epochs))
+
+
 @cache
 def phases(config: Config = CONFIG):
     tiny = partial(models.ResNet, stage_sizes=(1,), width=4)
@@ -65,7 +70,7 @@ def go(workdir, *, config=CONFIG, update=lambda **_: None, devices=1, seeds=1, l
     """Runs, or goes on with, all phases: their final states by (seed, name of the phase)."""
     legs = legs or phases(config)
     with (
-        metrics.MetricsWriter(workdir) as writer,
+        processes.open_on_first(partial(metrics.MetricsWriter, workdir)) as writer,
         train.stop_on_signals() as stop,
     ):
         clock = train.Clock(legs, seeds)
@@ -105,8 +110,10 @@ def outcome(workdir, final):
 
 def main(settings):
     config = dataclasses.replace(CONFIG, epochs=settings.config.epochs)
-    with run_folder.open_run_folder(settings.workdir, settings.identity):
-        go(settings.workdir, config=config, update=lambda **_: print("step", flush=True))
+    devices, say = jax.device_count(), lambda **_: print("step", flush=True)
+    open_folder = partial(run_folder.open_run_folder, settings.workdir, settings.identity)
+    with processes.open_on_first(open_folder):
+        go(settings.workdir, config=config, update=say, devices=devices)
     print("done")
 
 

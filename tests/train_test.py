@@ -134,7 +134,7 @@ def test_a_process_killed_while_it_writes_a_checkpoint(tmp_path, uninterrupted):
     workdir = tmp_path / "run"
     epochs = [f"--config.epochs.{kind}=2" for kind in KINDS]
     command = [sys.executable, "tests/small_run.py", "--preset=quick", f"--workdir={workdir}"]
-    command += ["--nocompilation_cache"]
+    command += ["--nocompilation_cache", "--cpu_devices=1"]
 
     def start():
         return subprocess.Popen(
