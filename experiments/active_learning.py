@@ -27,6 +27,7 @@ from experiments import cli
 from maxent_aug import losses, metrics, models, phases, programs, run_folder, steps, train
 from maxent_aug.config import ACTIVE_LEARNING_PRESETS, ActiveLearning, Labels
 from maxent_aug.data import Dataset
+from maxent_aug.processes import on_first
 from maxent_aug.progress import Progress, duration
 
 STRATEGIES = ("random", "entropy", "margin", "learning_loss")
@@ -45,11 +46,7 @@ def main(settings: cli.Settings) -> None:
     sizes = _sizes(config, len(train_set.images))
     mesh = programs.make_mesh()
     make_legs = cache(partial(_legs, config, train_set, sizes))
-    with (
-        run_folder.open_run_folder(settings.workdir, settings.identity),
-        metrics.MetricsWriter(settings.workdir) as writer,
-        train.stop_on_signals() as stop,
-    ):
+    with cli.open_run(settings) as (writer, stop):
         every_leg = tuple(leg for strategy in strategies for leg in make_legs(strategy))
         progress, clock = Progress(), train.Clock(every_leg, settings.seeds)
         progress.say(f"{settings.experiment}, preset {settings.preset}, in {settings.workdir}")
@@ -70,9 +67,7 @@ def main(settings: cli.Settings) -> None:
                             _ask, config.labels, run, pool, labelled, state, strategy, seed, number
                         )
                         labelled = np.concatenate([labelled, queries.get(number, ask)])
-        result = _result(settings, strategies, sizes)
-        run_folder.write_json(settings.workdir / "active_learning.json", result)
-        _draw_curves(settings.workdir, result)
+        result = on_first(partial(_write, settings, strategies, sizes))
     _print(settings.workdir, result)
 
 
@@ -191,16 +186,29 @@ class _Queries:
     """The queries of a strategy and a seed that have been made, kept in a file."""
 
     def __init__(self, folder: Path, strategy: str, seed: int) -> None:
-        folder.mkdir(exist_ok=True)
         self._path = folder / f"seed{seed}-{strategy}.json"
-        self._made = json.loads(self._path.read_text()) if self._path.exists() else []
+        self._made = on_first(self._read)
+
+    def _read(self) -> list[list[int]]:
+        self._path.parent.mkdir(exist_ok=True)
+        return json.loads(self._path.read_text()) if self._path.exists() else []
 
     def get(self, number: int, ask: Callable[[], np.ndarray]) -> np.ndarray:
         """The query of a round; asked for and written if it is the first time."""
         if number == len(self._made):
             self._made.append(ask().tolist())
-            run_folder.write_json(self._path, self._made)
+            on_first(partial(run_folder.write_json, self._path, self._made))
         return np.array(self._made[number])
+
+
+def _write(
+    settings: cli.Settings, strategies: Sequence[str], sizes: Sequence[int]
+) -> dict[str, Any]:
+    """Writes what came out to the run's folder: the content of active_learning.json."""
+    result = _result(settings, strategies, sizes)
+    run_folder.write_json(settings.workdir / "active_learning.json", result)
+    _draw_curves(settings.workdir, result)
+    return result
 
 
 def _result(

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,10 +21,10 @@ from absl import app, flags, logging
 from maxent_aug import data
 from maxent_aug.checkpoint import CheckpointError
 from maxent_aug.config import Training
-from maxent_aug.metrics import MetricsError
-from maxent_aug.processes import FirstProcessFailed, on_first
-from maxent_aug.run_folder import RunFolderError, check_run_folder
-from maxent_aug.train import Interrupted, NonFiniteLoss
+from maxent_aug.metrics import MetricsError, MetricsWriter
+from maxent_aug.processes import FirstProcessFailed, on_first, open_on_first
+from maxent_aug.run_folder import RunFolderError, check_run_folder, open_run_folder
+from maxent_aug.train import Interrupted, NonFiniteLoss, stop_on_signals
 
 WORKDIR = flags.DEFINE_string(
     "workdir",
@@ -294,6 +295,21 @@ def choose(
     if examples:
         train_set = data.subset(train_set, examples + held_out, seed)
     return data.hold_out(train_set, held_out, seed) if held_out else (train_set, test_set)
+
+
+@contextmanager
+def open_run(settings: Settings) -> Iterator[tuple[MetricsWriter, list[int]]]:
+    """Claims the run's folder: the writer of its metrics, and the signals that arrive meanwhile.
+
+    Of several processes the first has the folder and the writer.
+    """
+    open_folder = partial(open_run_folder, settings.workdir, settings.identity)
+    with (
+        open_on_first(open_folder),
+        open_on_first(partial(MetricsWriter, settings.workdir)) as writer,
+        stop_on_signals() as stop,
+    ):
+        yield writer, stop
 
 
 def run(

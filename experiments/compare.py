@@ -25,6 +25,7 @@ from scipy import stats
 from experiments import cli
 from maxent_aug import metrics, phases, policies, programs, run_folder, steps, train
 from maxent_aug.config import COMPARISON_PRESETS
+from maxent_aug.processes import on_first
 from maxent_aug.progress import Progress, duration
 
 IMAGE_POLICIES = {
@@ -64,14 +65,9 @@ def main(settings: cli.Settings) -> None:
         len(train_set.class_names),
         examples // config.batch_size,
     )
-    with (
-        run_folder.open_run_folder(settings.workdir, settings.identity),
-        metrics.MetricsWriter(settings.workdir) as writer,
-        train.stop_on_signals() as stop,
-    ):
+    with cli.open_run(settings) as (writer, stop):
         progress, clock = Progress(), train.Clock(sum(rows.values(), ()), settings.seeds)
         progress.say(f"{settings.experiment}, preset {settings.preset}, in {settings.workdir}")
-        (settings.workdir / "figures").mkdir(exist_ok=True)
         for seed in range(settings.seeds):
             on_device = programs.put_data(*cli.choose(train_set, test_set, config, seed), mesh)
             run = train.Run(
@@ -79,9 +75,9 @@ def main(settings: cli.Settings) -> None:
             )
             for name, legs in rows.items():
                 _train(run, name, legs, seed)
-                run_folder.write_json(settings.workdir / "compare.json", _result(settings, rows))
-        result = _result(settings, rows)
-        _draw_table(settings.workdir, result)
+                on_first(partial(_write, settings, rows))
+        result = on_first(partial(_write, settings, rows))
+        on_first(partial(_draw_table, settings.workdir, result))
     _print(settings.workdir, result)
 
 
@@ -142,7 +138,13 @@ def _apply(
 def _train(run: train.Run, name: str, legs: Sequence[phases.Phase], seed: int) -> None:
     """Trains a row with a seed, unless it is done; with the first seed draws what it does."""
     picture = run.workdir / "figures" / f"{name}.png"
-    if seed in _accuracies(run.workdir, legs[-1], seed + 1) and (seed or picture.exists()):
+
+    def done() -> bool:
+        picture.parent.mkdir(exist_ok=True)
+        there = seed in _accuracies(run.workdir, legs[-1], seed + 1)
+        return there and (seed > 0 or picture.exists())
+
+    if on_first(done):
         for leg in legs:
             run.clock.skip(leg.kind, leg.epochs)
         return
@@ -150,13 +152,15 @@ def _train(run: train.Run, name: str, legs: Sequence[phases.Phase], seed: int) -
     for leg in legs:
         state = train.train_phase(run, leg, seed, state)
     if seed == 0:
-        from maxent_aug import figures  # matplotlib writes a cache of fonts when it is imported
+        versions = jax.jit(partial(_versions, legs[-1].policy))(state, run.data)
+        on_first(partial(_draw_versions, picture, name, *jax.device_get(versions)))
 
-        images, versions = jax.jit(partial(_versions, legs[-1].policy))(state, run.data)
-        figure = figures.versions(
-            np.asarray(images), np.asarray(versions), title=f"{name}: inputs, eight times augmented"
-        )
-        figure.savefig(picture)
+
+def _draw_versions(path: Path, name: str, images: np.ndarray, versions: np.ndarray) -> None:
+    from maxent_aug import figures  # matplotlib writes a cache of fonts when it is imported
+
+    title = f"{name}: inputs, eight times augmented"
+    figures.versions(images, versions, title=title).savefig(path)
 
 
 def _versions(
@@ -188,6 +192,13 @@ def _accuracies(workdir: Path, last: phases.Phase, seeds: int) -> dict[int, floa
         for r in (metrics.read(path) if path.exists() else [])
         if (r["branch"], r["phase"], r["epoch"]) == end and r["seed"] < seeds
     }
+
+
+def _write(settings: cli.Settings, rows: Mapping[str, Sequence[phases.Phase]]) -> dict[str, Any]:
+    """Writes compare.json: its content."""
+    result = _result(settings, rows)
+    run_folder.write_json(settings.workdir / "compare.json", result)
+    return result
 
 
 def _result(settings: cli.Settings, rows: Mapping[str, Sequence[phases.Phase]]) -> dict[str, Any]:

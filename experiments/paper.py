@@ -40,12 +40,7 @@ def main(settings: cli.Settings) -> None:
     train_set, test_set = cli.load_data(config, settings.data_dir)
     mesh = programs.make_mesh()
     phases = schedule(config, train_set.images.shape[1:], len(train_set.class_names))
-    open_folder = partial(run_folder.open_run_folder, settings.workdir, settings.identity)
-    with (
-        processes.open_on_first(open_folder),
-        processes.open_on_first(partial(metrics.MetricsWriter, settings.workdir)) as writer,
-        train.stop_on_signals() as stop,
-    ):
+    with cli.open_run(settings) as (writer, stop):
         progress, clock = Progress(), train.Clock(phases, settings.seeds)
         progress.say(f"{settings.experiment}, preset {settings.preset}, in {settings.workdir}")
         shown: dict[str, dict[str, Any]] = {}
