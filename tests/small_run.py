@@ -110,7 +110,7 @@ def outcome(workdir, final):
 
 def main(settings):
     config = dataclasses.replace(CONFIG, epochs=settings.config.epochs)
-    devices, say = jax.device_count(), lambda **_: print("step", flush=True)
+    devices, say = jax.process_count(), lambda **_: print("step", flush=True)
     open_folder = partial(run_folder.open_run_folder, settings.workdir, settings.identity)
     with processes.open_on_first(open_folder):
         go(settings.workdir, config=config, update=say, devices=devices)

@@ -18,7 +18,6 @@ import pytest
 import small_run
 
 from maxent_aug import checkpoint, metrics, programs, steps, train
-from maxent_aug.phases import KINDS
 from maxent_aug.run_folder import RunFolderError
 
 STEPS = 3  # an epoch
@@ -132,9 +131,9 @@ def test_a_process_killed_while_it_writes_a_checkpoint(tmp_path, uninterrupted):
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
     workdir = tmp_path / "run"
-    epochs = [f"--config.epochs.{kind}=2" for kind in KINDS]
+    epochs = [f"--config.epochs.{kind}=2" for kind in ("pretrain", "augment", "finetune")]
     command = [sys.executable, "tests/small_run.py", "--preset=quick", f"--workdir={workdir}"]
-    command += ["--nocompilation_cache", "--cpu_devices=1"]
+    command += ["--nocompilation_cache"]
 
     def start():
         return subprocess.Popen(
@@ -305,7 +304,8 @@ def run_steps(phase, state, devices, count, calls=None, batch_size=16):
     replicated = jax.NamedSharding(mesh, jax.P())
     names = programs.metric_names(phase.step, state, data)
     sums = programs.zero_sums(names, mesh)
-    plan = programs.Plan(np.arange(48, dtype=np.int32), jax.random.key(0))
+    order = np.arange(20 * 16, dtype=np.int32) % 48
+    plan = programs.Plan(order, jax.random.key(0))
     plan = jax.device_put(plan, replicated)
     state = jax.device_put(jax.tree.map(jnp.copy, state), replicated)
     program = programs.train_program(phase.step, mesh, batch_size, calls is None)
@@ -318,22 +318,43 @@ def run_steps(phase, state, devices, count, calls=None, batch_size=16):
 
 @pytest.mark.parametrize("index", [0, 2, 3])
 def test_one_device_and_eight_agree(index):
+    """Over 20 steps, to float32 rounding."""
     phase = small_run.phases()[index]
     state = begin_all()[phase]
-    one, eight = (run_steps(phase, state, devices, STEPS) for devices in (1, 8))
-    chex.assert_trees_all_close(one[1], eight[1], rtol=1e-4, atol=1e-5)
-    assert_states_close(one[0], eight[0])
+    if phase.kind == "augment":
+        # Adam divides by its own noise where a gradient is near zero, and the noise differs.
+        tx = optax.adam(1e-3, eps=1e-3)
+        augmenter = state.augmenter.replace(tx=tx, opt_state=tx.init(state.augmenter.params))
+        state = state.replace(augmenter=augmenter)
+    one, eight = (run_steps(phase, state, devices, 20) for devices in (1, 8))
+    chex.assert_trees_all_close(one[1], eight[1], rtol=1e-5, atol=1e-5)
+    assert_states_close(one[0], eight[0], 1e-5)
 
 
-def assert_states_close(a, b):
-    """Adam divides by its own noise where a gradient is near zero, so not every weight agrees."""
+def assert_states_close(a, b, tolerance=1e-3):
+    """By the norm: where a gradient is near zero Adam divides by its own noise."""
     for name in ("classifier", "augmenter", "discriminator"):
         if getattr(a, name) is not None:
             x, y = (jax.flatten_util.ravel_pytree(getattr(s, name).params)[0] for s in (a, b))
-            assert np.linalg.norm(x - y) <= 1e-3 * np.linalg.norm(x)
+            assert np.linalg.norm(x - y) <= tolerance * np.linalg.norm(x)
     chex.assert_trees_all_close(
         a.classifier.batch_stats, b.classifier.batch_stats, rtol=1e-3, atol=1e-4
     )
+
+
+def test_a_run_goes_on_with_another_number_of_devices(uninterrupted, tmp_path):
+    stops = iter([signal.SIGTERM])
+
+    def update(**_):
+        for number in stops:
+            os.kill(os.getpid(), number)
+
+    with pytest.raises(train.Interrupted):
+        small_run.go(tmp_path, update=update, legs=small_run.phases()[:1])
+    final = small_run.go(tmp_path, devices=8, legs=small_run.phases()[:1])
+    expected = small_run.go(uninterrupted[1])
+    states = (jax.device_get(states[0, "pretrain"]) for states in (final, expected))
+    assert_states_close(*states)
 
 
 @pytest.mark.parametrize("index", [0, 2])
