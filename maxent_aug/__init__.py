@@ -6,8 +6,9 @@ Losses (`maxent_aug.losses`)
     entropy, max_entropy_loss, discriminator_loss, generator_loss, cross_entropy
 Fixed augmentations (`maxent_aug.policies`)
     identity, flip, flip_crop, random_affine, AffineBounds, cutout, mixup, cutmix, rand_augment,
-    trivial_augment, auto_augment, entropy_magnitude, entropy_strength, compose, with_labels,
-    apply_operations, OPERATIONS
+    trivial_augment, auto_augment, entropy_magnitude, entropy_strength, compose, with_labels
+Their operations, as in Pillow (`maxent_aug.operations`)
+    OPERATIONS, apply_operations
 Networks (`maxent_aug.models`)
     ResNet, ResNet18, ResNet34, ResNet50, ResNetSmall, Augmenter, Discriminator
 Training your own (`maxent_aug.steps`)
@@ -35,10 +36,9 @@ from maxent_aug.models import (
     ResNet50,
     ResNetSmall,
 )
+from maxent_aug.operations import OPERATIONS, apply_operations
 from maxent_aug.policies import (
-    OPERATIONS,
     AffineBounds,
-    apply_operations,
     auto_augment,
     compose,
     cutmix,

@@ -4,8 +4,6 @@ An image policy is a function `policy(key, images, **options) -> images`, a mixi
 `policy(key, images, labels, **options) -> (images, labels)`. key is a `jax.random.key` for the
 whole batch; images are [B, H, W, C], uint8 or float32 in 0..255, and keep their dtype; options are
 set with `functools.partial`. All run under `jit`.
-
-An operation is what RandAugment and its relatives draw: see `apply_operations`.
 """
 
 from collections.abc import Callable
@@ -18,12 +16,15 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from maxent_aug.losses import entropy
+from maxent_aug.operations import (
+    OPERATIONS,
+    apply_operations,
+    check_fill,
+    check_images,
+    in_dtype,
+    pixels_at,
+)
 from maxent_aug.spatial import affine_matrix, warp_affine
-
-OPERATIONS = (
-    "identity", "shear_x", "shear_y", "translate_x", "translate_y", "rotate", "brightness", "color",
-    "contrast", "sharpness", "posterize", "solarize", "autocontrast", "equalize", "invert",
-)  # fmt: skip
 
 # What RandAugment and TrivialAugment draw from: all but invert, which only AutoAugment has.
 _DRAWN = len(OPERATIONS) - 1
@@ -108,7 +109,7 @@ def with_labels(policy: ImagePolicy) -> MixingPolicy:
 def identity(key: Array, images: ArrayLike) -> Array:
     """The images as they are."""
     del key
-    return _checked(images)
+    return check_images(images)
 
 
 def flip(key: Array, images: ArrayLike) -> Array:
@@ -134,7 +135,7 @@ def flip_crop(key: Array, images: ArrayLike, *, pad: int = 4, padding_mode: str 
     Raises:
       ValueError: on other images, pad or padding_mode.
     """
-    images = _checked(images)
+    images = check_images(images)
     batch, height, width, _ = images.shape
     if padding_mode not in ("zeros", "reflect"):
         raise ValueError(f'padding_mode must be "zeros" or "reflect", got {padding_mode!r}')
@@ -150,7 +151,7 @@ def flip_crop(key: Array, images: ArrayLike, *, pad: int = 4, padding_mode: str 
             size - 1 - jnp.abs(size - 1 - jnp.abs(index))
             for index, size in ((row, height), (column, width))
         )
-    return _gather(images, row[:, :, None], column[:, None, :], 0)
+    return pixels_at(images, row[:, :, None], column[:, None, :], 0)
 
 
 def random_affine(
@@ -177,9 +178,9 @@ def random_affine(
     Raises:
       ValueError: on other images or padding_mode, or bounds that are not six numbers, at least 0.
     """
-    images = _checked(images)
+    images = check_images(images)
     theta = _random_theta(key, len(images), bounds)
-    return _as(images.dtype, warp_affine(images, theta, padding_mode=padding_mode))
+    return in_dtype(warp_affine(images, theta, padding_mode=padding_mode), images.dtype)
 
 
 def _random_theta(key: Array, batch: int, bounds: AffineBounds | tuple[float, ...]) -> Array:
@@ -216,13 +217,13 @@ def cutout(key: Array, images: ArrayLike, *, size: int = 16, fill: ArrayLike = 0
     Raises:
       ValueError: on other images or size.
     """
-    images = _checked(images)
+    images = check_images(images)
     batch, height, width, _ = images.shape
     if size < 1:
         raise ValueError(f"size must be at least 1, got {size}")
     keys = jax.random.split(key)
     cut = _box(keys, (height, width), jnp.full((2, batch), size))
-    return jnp.where(cut[..., None], jnp.asarray(fill, images.dtype), images)
+    return jnp.where(cut[..., None], check_fill(fill, images), images)
 
 
 def _box(keys: Array, size: tuple[int, int], sides: Array) -> Array:
@@ -262,7 +263,7 @@ def mixup(
     Raises:
       ValueError: on other images, labels or alpha, or no num_classes for integers.
     """
-    images = _checked(images)
+    images = check_images(images)
     labels = _probabilities(labels, len(images), num_classes)
     weight_key, partner_key = jax.random.split(key)
     weight = _mixing_weight(weight_key, len(images), alpha)
@@ -270,7 +271,7 @@ def mixup(
     pixels = images.astype(jnp.float32)
     share = weight[:, None, None, None]
     mixed = share * pixels + (1 - share) * pixels[partner]
-    return _as(images.dtype, mixed), _mix(labels, partner, weight)
+    return in_dtype(mixed, images.dtype), _mix(labels, partner, weight)
 
 
 def cutmix(
@@ -300,7 +301,7 @@ def cutmix(
     Raises:
       ValueError: on other images, labels or alpha, or no num_classes for integers.
     """
-    images = _checked(images)
+    images = check_images(images)
     labels = _probabilities(labels, len(images), num_classes)
     weight_key, partner_key, *box_keys = jax.random.split(key, 4)
     height, width = images.shape[1:3]
@@ -358,14 +359,16 @@ def rand_augment(
     Raises:
       ValueError: on other images, n or m.
     """
-    images = _checked(images, (1, 3))
+    images = check_images(images, (1, 3))
     if n < 0 or not 0 <= m < _BINS:
         raise ValueError(f"n must be at least 0 and m in 0..{_BINS - 1}, got {n} and {m}")
     level = jnp.full(len(images), m / (_BINS - 1))
     ranges = _standard_ranges(images.shape)
-    for step in range(n):
-        images = _random_operation(jax.random.fold_in(key, step), images, level, ranges, fill)
-    return images
+
+    def step(index: int, images: Array) -> Array:
+        return _random_operation(jax.random.fold_in(key, index), images, level, ranges, fill)
+
+    return jax.lax.fori_loop(0, n, step, images)
 
 
 def trivial_augment(key: Array, images: ArrayLike, *, fill: ArrayLike = 0) -> Array:
@@ -386,7 +389,7 @@ def trivial_augment(key: Array, images: ArrayLike, *, fill: ArrayLike = 0) -> Ar
     Raises:
       ValueError: on other images.
     """
-    images = _checked(images, (1, 3))
+    images = check_images(images, (1, 3))
     level_key, operation_key = jax.random.split(key)
     level = jax.random.randint(level_key, (len(images),), 0, _BINS) / (_BINS - 1)
     return _random_operation(operation_key, images, level, _wide_ranges(), fill)
@@ -410,7 +413,7 @@ def auto_augment(key: Array, images: ArrayLike, *, fill: ArrayLike = 0) -> Array
     Raises:
       ValueError: on other images.
     """
-    images = _checked(images, (1, 3))
+    images = check_images(images, (1, 3))
     pair_key, used_key, sign_key = jax.random.split(key, 3)
     pair = jax.random.randint(pair_key, (len(images),), 0, len(_CIFAR10_POLICY))
     draw = jax.random.uniform(used_key, (2, len(images)))
@@ -449,7 +452,8 @@ def entropy_magnitude(
     Raises:
       ValueError: on other images or shapes.
     """
-    images, strength = _checked(images, (1, 3)), jnp.asarray(strength)
+    images = check_images(images, (1, 3))
+    strength = jnp.asarray(strength)
     if strength.shape != images.shape[:1]:
         raise ValueError(f"strength must be [B] with B = {len(images)}, got {strength.shape}")
     ranges = _standard_ranges(images.shape)
@@ -463,22 +467,25 @@ def entropy_strength(logits: ArrayLike) -> Array:
 
 
 def _standard_ranges(shape: tuple[int, ...]) -> np.ndarray:
-    """Magnitudes [operations, 2] at levels 0 and 1 of torchvision's AutoAugment, RandAugment."""
-    shift = [150 / 331 * size for size in shape[1:3]]
-    return _ranges(0.3, shift[1], shift[0], 30.0, 0.9, 4)
+    """Of torchvision's AutoAugment and RandAugment."""
+    height, width = shape[1:3]
+    return _ranges(0.3, 150 / 331 * width, 150 / 331 * height, 30.0, 0.9, 4)
 
 
 def _wide_ranges() -> np.ndarray:
-    """The same of torchvision's TrivialAugmentWide."""
+    """Of torchvision's TrivialAugmentWide."""
     return _ranges(0.99, 32.0, 32.0, 135.0, 0.99, 2)
 
 
 def _ranges(
     shear: float, shift_x: float, shift_y: float, degrees: float, enhancement: float, bits: int
 ) -> np.ndarray:
-    ends = [0.0, shear, shear, shift_x, shift_y, degrees, *4 * [enhancement], bits, 0.0, 0, 0, 0]
-    starts = [8.0 if name == "posterize" else 255.0 * (name == "solarize") for name in OPERATIONS]
-    return np.array([starts, ends], np.float32).T
+    """Magnitudes [operations, 2] at levels 0 and 1."""
+    ends = dict.fromkeys(("brightness", "color", "contrast", "sharpness"), (0.0, enhancement))
+    ends |= {"shear_x": (0.0, shear), "shear_y": (0.0, shear), "rotate": (0.0, degrees)}
+    ends |= {"translate_x": (0.0, shift_x), "translate_y": (0.0, shift_y)}
+    ends |= {"posterize": (8, bits), "solarize": (255.0, 0.0)}
+    return np.array([ends.get(name, (0.0, 0.0)) for name in OPERATIONS], np.float32)
 
 
 def _random_operation(
@@ -496,166 +503,6 @@ def _magnitude(key: Array, operation: Array, level: Array, ranges: np.ndarray) -
     magnitude = start + level * (end - start)
     signed = jnp.array([name in _SIGNED for name in OPERATIONS])[operation]
     negative = signed & jax.random.bernoulli(key, shape=level.shape)
-    rounded = jnp.where(_drew(operation, "posterize"), jnp.round(magnitude), magnitude)
-    return jnp.where(negative, -rounded, rounded)
-
-
-def apply_operations(
-    images: ArrayLike, operation: ArrayLike, magnitude: ArrayLike, *, fill: ArrayLike = 0
-) -> Array:
-    """Applies one operation to each image, as Pillow does, on 256 whole grey levels.
-
-    The magnitudes are those of torchvision's RandAugment:
-      shear_x, shear_y: pixels for each pixel, about the upper left corner;
-      translate_x, translate_y: pixels, cut to whole ones, right and down positive;
-      rotate: degrees, counter-clockwise, about the middle;
-      brightness, color, contrast, sharpness: factor - 1 of Pillow's ImageEnhance;
-      posterize: bits that are kept, 0..8; solarize: the threshold; the others have none.
-    Geometric ones take the nearest pixel. On one channel color changes nothing.
-
-    Args:
-      images: [B, H, W, 1 or 3], uint8, or float32 that is rounded to whole grey levels first.
-      operation: [B], indices of `OPERATIONS`.
-      magnitude: [B].
-      fill: grey level outside the image, or one for each channel.
-
-    Returns:
-      [B, H, W, C] in the images' dtype.
-
-    Raises:
-      ValueError: on other shapes.
-    """
-    images = _checked(images, (1, 3))
-    operation, magnitude = jnp.asarray(operation), jnp.asarray(magnitude, jnp.float32)
-    for name, value in (("operation", operation), ("magnitude", magnitude)):
-        if value.shape != images.shape[:1]:
-            raise ValueError(f"{name} must be [B] with B = {len(images)}, got {value.shape}")
-    pixels = _as(jnp.uint8, images)
-    pixels = _geometric(pixels, operation, magnitude, fill)
-    pixels = _enhance(pixels, operation, magnitude)
-    pixels = _tone(pixels, operation, magnitude)
-    pixels = jnp.where(_drew(operation, "equalize")[:, None, None, None], _equalize(pixels), pixels)
-    return pixels.astype(images.dtype)
-
-
-def _drew(operation: Array, name: str) -> Array:
-    return operation == OPERATIONS.index(name)
-
-
-def _geometric(images: Array, operation: Array, magnitude: Array, fill: ArrayLike) -> Array:
-    """Shears, translations and rotations in one gather, in Pillow's 16.16 fixed point."""
-    height, width = images.shape[1:3]
-    angle = jnp.where(_drew(operation, "rotate"), jnp.deg2rad(magnitude), 0.0)
-    cos, sin = jnp.cos(angle), jnp.sin(angle)
-    shift_x, shift_y, shear_x, shear_y = (
-        jnp.where(_drew(operation, name), magnitude, 0.0)
-        for name in ("translate_x", "translate_y", "shear_x", "shear_y")
-    )
-    # x of the input = xx (x + 1/2) + xy (y + 1/2) + x0 of the output, and so for y.
-    xx, xy, yx, yy = cos, shear_x - sin, sin + shear_y, cos
-    x0 = (1 - cos) * width / 2 + sin * height / 2 - jnp.trunc(shift_x)
-    y0 = (1 - cos) * height / 2 - sin * width / 2 - jnp.trunc(shift_y)
-
-    def index(along_x: Array, along_y: Array, start: Array) -> Array:
-        start += along_x / 2 + along_y / 2
-        along_x, along_y, start = (
-            jnp.floor(v * 65536 + 0.5).astype(jnp.int32)[:, None, None]
-            for v in (along_x, along_y, start)
-        )
-        return (along_x * jnp.arange(width) + along_y * jnp.arange(height)[:, None] + start) >> 16
-
-    return _gather(images, index(yx, yy, y0), index(xx, xy, x0), fill)
-
-
-def _enhance(images: Array, operation: Array, magnitude: Array) -> Array:
-    """Brightness, color, contrast, sharpness: away from a degenerate image, or towards it."""
-    names = ("brightness", "color", "contrast", "sharpness")
-    drew = {name: _drew(operation, name)[:, None, None, None] for name in names}
-    factor = 1 + sum(drew.values()) * magnitude[:, None, None, None]
-    grey = _grey(images)
-    pixels = images.shape[1] * images.shape[2]
-    mean = (grey.sum((1, 2, 3), keepdims=True) + pixels // 2) // pixels
-    degenerate = jnp.where(drew["contrast"], mean, 0)
-    degenerate = jnp.where(drew["color"], grey, degenerate)
-    degenerate = jnp.where(drew["sharpness"], _smooth(images), degenerate).astype(jnp.float32)
-    enhanced = degenerate + factor * (images - degenerate)
-    return (jnp.clip(enhanced, 0, 255) + 1e-3).astype(jnp.uint8)
-
-
-def _grey(images: Array) -> Array:
-    """Pillow's convert("L"), [B, H, W, 1] int32."""
-    if images.shape[-1] == 1:
-        return images.astype(jnp.int32)
-    weights = jnp.array([19595, 38470, 7471])
-    return ((images * weights).sum(-1, keepdims=True) + 0x8000) >> 16
-
-
-def _smooth(images: Array) -> Array:
-    """Pillow's ImageFilter.SMOOTH, int32; it leaves the outermost pixels as they are."""
-    image = images.astype(jnp.int32)
-    height, width = images.shape[1:3]
-    if min(height, width) < 3:
-        return image
-    rows = image[:, :-2] + image[:, 1:-1] + image[:, 2:]
-    window = rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:]
-    inner = (window + 4 * image[:, 1:-1, 1:-1] + 6) // 13
-    return image.at[:, 1:-1, 1:-1].set(inner)
-
-
-def _tone(images: Array, operation: Array, magnitude: Array) -> Array:
-    """Posterize, solarize, invert, autocontrast."""
-    drew = lambda name: _drew(operation, name)  # noqa: E731
-    bits = jnp.where(drew("posterize"), magnitude.astype(jnp.int32), 8)
-    threshold = jnp.where(drew("solarize"), magnitude, jnp.where(drew("invert"), 0, 256))
-    mask, threshold = (
-        v[:, None, None, None] for v in ((0xFF00 >> bits).astype(jnp.uint8), threshold)
-    )
-    low, high = (f(images, (1, 2), keepdims=True).astype(jnp.float32) for f in (jnp.min, jnp.max))
-    stretched = drew("autocontrast")[:, None, None, None] & (high > low)
-    low, scale = jnp.where(stretched, low, 0), jnp.where(stretched, 255 / (high - low), 1)
-    images = ((images - low) * scale + 1e-3).astype(jnp.uint8)
-    return jnp.where(images >= threshold, 255 - images, images) & mask
-
-
-def _equalize(images: Array) -> Array:
-    batch, height, width, channels = images.shape
-    plane = jnp.arange(batch * channels).reshape(batch, 1, 1, channels)
-    index = plane * 256 + images
-    histogram = jnp.zeros(batch * channels * 256, jnp.int32).at[index].add(1).reshape(-1, 256)
-    last = 255 - jnp.argmax(histogram[:, ::-1] > 0, axis=1)
-    of_last = jnp.take_along_axis(histogram, last[:, None], axis=1)
-    step = (height * width - of_last) // 255
-    below = jnp.cumsum(histogram, axis=1) - histogram
-    table = jnp.clip((step // 2 + below) // jnp.maximum(step, 1), 0, 255)
-    table = jnp.where(step > 0, table, jnp.arange(256)).astype(jnp.uint8)
-    return table.reshape(-1)[index]
-
-
-def _gather(images: Array, row: Array, column: Array, fill: ArrayLike) -> Array:
-    """Pixels at row and column, each broadcasting to [B, H, W]; fill outside the image."""
-    batch, height, width, channels = images.shape
-    inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-    first = jnp.arange(batch)[:, None, None] * height
-    index = (first + jnp.clip(row, 0, height - 1)) * width + jnp.clip(column, 0, width - 1)
-    found = images.reshape(-1, channels).at[index].get(mode="clip", wrap_negative_indices=False)
-    return jnp.where(inside[..., None], found, jnp.asarray(fill, images.dtype))
-
-
-def _checked(images: ArrayLike, channels: tuple[int, ...] | None = None) -> Array:
-    images = jnp.asarray(images)
-    if images.ndim != 4 or images.dtype not in (jnp.uint8, jnp.float32) or 0 in images.shape[1:]:
-        raise ValueError(
-            f"images must be [B, H, W, C], uint8 or float32, got {images.dtype} {images.shape}"
-        )
-    if channels and images.shape[-1] not in channels:
-        raise ValueError(f"images must have 1 or 3 channels, got {images.shape[-1]}")
-    return images
-
-
-def _as(dtype: jnp.dtype, images: Array) -> Array:
-    """Rounded to the nearest grey level where dtype is uint8."""
-    return images if images.dtype == dtype else _rounded(images).astype(dtype)
-
-
-def _rounded(images: Array) -> Array:
-    return jnp.clip(jnp.round(images), 0, 255)
+    bits = operation == OPERATIONS.index("posterize")
+    magnitude = jnp.where(bits, jnp.round(magnitude), magnitude)
+    return jnp.where(negative, -magnitude, magnitude)

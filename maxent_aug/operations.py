@@ -1,0 +1,227 @@
+"""The operations that RandAugment and its relatives draw, each image with its own, as in Pillow.
+
+Images are [B, H, W, 1 or 3] of 256 grey levels. An image draws one operation, so that the geometric
+ones are one affine map and one gather for all images, and those that change a level regardless of
+its place one look-up table an image and channel; what remains is computed only of the images that
+drew it.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+OPERATIONS = (
+    "identity", "shear_x", "shear_y", "translate_x", "translate_y", "rotate", "brightness", "color",
+    "contrast", "sharpness", "posterize", "solarize", "autocontrast", "equalize", "invert",
+)  # fmt: skip
+
+# Of so many images as there are in a batch / _GROUPS at a time the slow operations are computed:
+# few for 2 of 14 operations, not too many for a GPU, which stops after each.
+_GROUPS = 16
+
+
+@jax.jit
+def apply_operations(
+    images: ArrayLike, operation: ArrayLike, magnitude: ArrayLike, *, fill: ArrayLike = 0
+) -> Array:
+    """Applies one operation to each image, as Pillow does, with torchvision's magnitudes.
+
+    - shear_x, shear_y: pixels for each pixel, about the upper left corner;
+    - translate_x, translate_y: pixels, cut to whole ones, right and down positive;
+    - rotate: degrees, counter-clockwise, about the middle;
+    - brightness, color, contrast, sharpness: the factor of Pillow's ImageEnhance, less 1;
+    - posterize: bits to keep, 1..8;
+    - solarize: the first level that is inverted;
+    - identity, autocontrast, equalize, invert: none.
+
+    Geometric ones take the nearest pixel. One channel has no colour that could change.
+
+    Args:
+      images: [B, H, W, 1 or 3], uint8, or float32 in 0..255, rounded to whole levels first.
+      operation: [B], indices of `OPERATIONS`.
+      magnitude: [B].
+      fill: level outside the image, or one for each channel.
+
+    Returns:
+      [B, H, W, C] in the images' dtype, whole levels: those of Pillow, except that of two levels
+      between which float32 cannot tell the next one may be taken.
+
+    Raises:
+      ValueError: on other shapes or dtypes.
+    """
+    images = check_images(images, (1, 3))
+    operation, magnitude = jnp.asarray(operation), jnp.asarray(magnitude, jnp.float32)
+    for name, value in (("operation", operation), ("magnitude", magnitude)):
+        if value.shape != images.shape[:1]:
+            raise ValueError(f"{name} must be [B] with B = {len(images)}, got {value.shape}")
+    levels = in_dtype(images, jnp.dtype(jnp.uint8))
+    table = jnp.repeat(_tables(operation, magnitude)[:, None], images.shape[-1], axis=1)
+    measured = _drew(operation, "contrast", "autocontrast", "equalize")
+    blended = _drew(operation, "color", "sharpness")
+    rows = levels, operation, magnitude
+    table = _where_drawn(measured, _measured_tables, rows, table)
+    levels = _where_drawn(blended, _blend, rows, levels)
+    levels = _look_up(table, _geometric(levels, operation, magnitude, fill))
+    return levels.astype(images.dtype)
+
+
+def pixels_at(images: Array, row: Array, column: Array, fill: ArrayLike) -> Array:
+    """Pixels at row and column, which broadcast to [B, H, W]; `fill` outside the image."""
+    batch, height, width, channels = images.shape
+    inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+    row, column = jnp.clip(row, 0, height - 1), jnp.clip(column, 0, width - 1)
+    index = (jnp.arange(batch)[:, None, None] * height + row) * width + column
+    found = images.reshape(-1, channels).at[index].get(mode="clip", wrap_negative_indices=False)
+    return jnp.where(inside[..., None], found, check_fill(fill, images))
+
+
+def check_images(images: ArrayLike, channels: tuple[int, ...] | None = None) -> Array:
+    """An array; a ValueError if it is not [B, H, W, C], uint8 or float32, of so many channels."""
+    images = jnp.asarray(images)
+    if images.ndim != 4 or images.dtype not in (jnp.uint8, jnp.float32) or 0 in images.shape:
+        raise ValueError(
+            f"images must be [B, H, W, C], uint8 or float32, got {images.dtype} {images.shape}"
+        )
+    if channels and images.shape[-1] not in channels:
+        raise ValueError(f"images must have {channels} channels, got {images.shape[-1]}")
+    return images
+
+
+def check_fill(fill: ArrayLike, images: Array) -> Array:
+    """In the images' dtype; a ValueError if it is neither a number nor one for each channel."""
+    fill = jnp.asarray(fill)
+    if fill.shape not in ((), images.shape[-1:]):
+        raise ValueError(f"fill must be a number or [{images.shape[-1]}], got shape {fill.shape}")
+    return fill.astype(images.dtype)
+
+
+def in_dtype(images: Array, dtype: jnp.dtype) -> Array:
+    """The images in dtype, rounded to whole levels if that is uint8 and theirs is not."""
+    if images.dtype != dtype == jnp.uint8:
+        images = jnp.clip(jnp.round(images), 0, 255)
+    return images.astype(dtype)
+
+
+def _drew(operation: Array, *names: str) -> Array:
+    return jnp.isin(operation, jnp.array([OPERATIONS.index(name) for name in names]))
+
+
+def _where_drawn(
+    drew: Array, function: Callable[..., Array], rows: tuple[Array, ...], otherwise: Array
+) -> Array:
+    """function(*rows) [B, ...] where drew [B], computed of no more rows than needed."""
+    batch = len(drew)
+    group = -(-batch // _GROUPS)
+    drawn = jnp.nonzero(drew, size=_GROUPS * group, fill_value=batch)[0]
+
+    def body(step: Array, out: Array) -> Array:
+        index = jax.lax.dynamic_slice_in_dim(drawn, step * group, group)
+        found = function(*(row.at[index].get(mode="clip") for row in rows))
+        return out.at[index].set(found, mode="drop")
+
+    return jax.lax.fori_loop(0, -(-drew.sum() // group), body, otherwise)
+
+
+def _geometric(images: Array, operation: Array, magnitude: Array, fill: ArrayLike) -> Array:
+    """Shears, translations and rotations, in Pillow's 16.16 fixed point."""
+    height, width = images.shape[1:3]
+    angle, shift_x, shift_y, shear_x, shear_y = (
+        jnp.where(_drew(operation, name), magnitude, 0.0)
+        for name in ("rotate", "translate_x", "translate_y", "shear_x", "shear_y")
+    )
+    cos, sin = jnp.cos(jnp.deg2rad(angle)), jnp.sin(jnp.deg2rad(angle))
+    x0 = (1 - cos) * width / 2 + sin * height / 2 - jnp.trunc(shift_x)
+    y0 = (1 - cos) * height / 2 - sin * width / 2 - jnp.trunc(shift_y)
+
+    def index(along_x: Array, along_y: Array, start: Array) -> Array:
+        start += along_x / 2 + along_y / 2  # the middle of the first pixel
+        along_x, along_y, start = (
+            jnp.floor(v * 65536 + 0.5).astype(jnp.int32)[:, None, None]
+            for v in (along_x, along_y, start)
+        )
+        return (along_x * jnp.arange(width) + along_y * jnp.arange(height)[:, None] + start) >> 16
+
+    row, column = index(sin + shear_y, cos, y0), index(cos, shear_x - sin, x0)
+    return pixels_at(images, row, column, fill)
+
+
+def _tables(operation: Array, magnitude: Array) -> Array:
+    """[B, 256]: the level that each level becomes, where that depends on nothing else."""
+    drew = {name: _drew(operation, name)[:, None] for name in OPERATIONS}
+    magnitude, level = magnitude[:, None], jnp.arange(256)
+    table = _enhance(level, 0, 1 + jnp.where(drew["brightness"], magnitude, 0.0))
+    kept = 0xFF00 >> magnitude.astype(jnp.int32)
+    table &= jnp.where(drew["posterize"], kept, 255).astype(jnp.uint8)
+    inverted = drew["invert"] | (drew["solarize"] & (level >= magnitude))
+    return jnp.where(inverted, 255 - table, table)
+
+
+def _measured_tables(images: Array, operation: Array, magnitude: Array) -> Array:
+    """[B, C, 256] of contrast, autocontrast and equalize, which depend on the image."""
+    batch, height, width, channels = images.shape
+    mean = (_grey(images).sum((1, 2))[:, None] + height * width // 2) // (height * width)
+    contrast = _enhance(jnp.arange(256), mean, 1 + magnitude[:, None, None])
+    plane = jnp.arange(batch * channels).reshape(batch, 1, 1, channels)
+    histogram = jnp.zeros(batch * channels * 256, jnp.int32).at[plane * 256 + images].add(1)
+    histogram = histogram.reshape(batch, channels, 256)
+    drew = (_drew(operation, name)[:, None, None] for name in ("contrast", "autocontrast"))
+    return jnp.select([*drew], [contrast, _stretched(histogram)], _equalized(histogram))
+
+
+def _stretched(histogram: Array) -> Array:
+    """Pillow's autocontrast, from and to [..., 256]."""
+    seen, level = histogram > 0, jnp.arange(256)
+    low = jnp.argmax(seen, axis=-1, keepdims=True)
+    high = 255 - jnp.argmax(seen[..., ::-1], axis=-1, keepdims=True)
+    # It cuts; 1e-3 is less than the least step, 1 / 255, and more than the error of float32.
+    stretched = (level - low) * (255 / jnp.maximum(high - low, 1)) + 1e-3
+    return jnp.where(high > low, jnp.clip(stretched, 0, 255), level).astype(jnp.uint8)
+
+
+def _equalized(histogram: Array) -> Array:
+    """Pillow's equalize, from and to [..., 256]."""
+    below = jnp.cumsum(histogram, axis=-1) - histogram
+    step = jnp.where(histogram > 0, below, 0).max(-1, keepdims=True) // 255
+    table = jnp.minimum((step // 2 + below) // jnp.maximum(step, 1), 255)
+    return jnp.where(step > 0, table, jnp.arange(256)).astype(jnp.uint8)
+
+
+def _look_up(table: Array, images: Array) -> Array:
+    """table [B, C, 256] at the levels of images [B, H, W, C]."""
+    batch, _, _, channels = images.shape
+    plane = jnp.arange(batch * channels).reshape(batch, 1, 1, channels)
+    index = plane * 256 + images  # one: XLA fuses no index tuples
+    return table.reshape(-1).at[index].get(mode="clip", wrap_negative_indices=False)
+
+
+def _blend(images: Array, operation: Array, magnitude: Array) -> Array:
+    """Color or sharpness: away from the grey or the smoothed image, or towards it."""
+    color, magnitude = (v[:, None, None, None] for v in (_drew(operation, "color"), magnitude))
+    return _enhance(images, jnp.where(color, _grey(images), _smooth(images)), 1 + magnitude)
+
+
+def _enhance(levels: Array, degenerate: ArrayLike, factor: Array) -> Array:
+    """Pillow's Image.blend, uint8. It cuts; 1e-4 is more than the error of float32."""
+    enhanced = degenerate + factor * (levels.astype(jnp.int32) - degenerate)
+    return (jnp.clip(enhanced, 0, 255) + 1e-4).astype(jnp.uint8)
+
+
+def _grey(images: Array) -> Array:
+    """Pillow's convert("L"), [B, H, W, 1] int32."""
+    if images.shape[-1] == 1:
+        return images.astype(jnp.int32)
+    return ((images * jnp.array([19595, 38470, 7471])).sum(-1, keepdims=True) + 0x8000) >> 16
+
+
+def _smooth(images: Array) -> Array:
+    """Pillow's ImageFilter.SMOOTH, int32; it leaves the outermost pixels as they are."""
+    images = images.astype(jnp.int32)
+    if min(images.shape[1:3]) < 3:
+        return images
+    rows = images[:, :-2] + images[:, 1:-1] + images[:, 2:]
+    window = rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:]
+    inner = (window + 4 * images[:, 1:-1, 1:-1] + 6) // 13  # to the nearest: 13 is odd
+    return images.at[:, 1:-1, 1:-1].set(inner)
