@@ -23,7 +23,6 @@ OPERATIONS = (
 _GROUPS = 16
 
 
-@jax.jit
 def apply_operations(
     images: ArrayLike, operation: ArrayLike, magnitude: ArrayLike, *, fill: ArrayLike = 0
 ) -> Array:
@@ -58,14 +57,18 @@ def apply_operations(
         if value.shape != images.shape[:1]:
             raise ValueError(f"{name} must be [B] with B = {len(images)}, got {value.shape}")
     levels = in_dtype(images, jnp.dtype(jnp.uint8))
-    table = jnp.repeat(_tables(operation, magnitude)[:, None], images.shape[-1], axis=1)
-    measured = _drew(operation, "contrast", "autocontrast", "equalize")
-    blended = _drew(operation, "color", "sharpness")
+    return _apply(levels, operation, magnitude, check_fill(fill, levels)).astype(images.dtype)
+
+
+@jax.jit
+def _apply(levels: Array, operation: Array, magnitude: Array, fill: Array) -> Array:
     rows = levels, operation, magnitude
+    table = jnp.repeat(_tables(operation, magnitude)[:, None], levels.shape[-1], axis=1)
+    measured = _drew(operation, "contrast", "autocontrast", "equalize")
     table = _where_drawn(measured, _measured_tables, rows, table)
+    blended = _drew(operation, "color", "sharpness")
     levels = _where_drawn(blended, _blend, rows, levels)
-    levels = _look_up(table, _geometric(levels, operation, magnitude, fill))
-    return levels.astype(images.dtype)
+    return _look_up(table, _geometric(levels, operation, magnitude, fill))
 
 
 def pixels_at(images: Array, row: Array, column: Array, fill: ArrayLike) -> Array:
