@@ -26,7 +26,7 @@ _GROUPS = 16
 def apply_operations(
     images: ArrayLike, operation: ArrayLike, magnitude: ArrayLike, *, fill: ArrayLike = 0
 ) -> Array:
-    """Applies one operation to each image, as Pillow does, with torchvision's magnitudes.
+    """One operation on each image, or several in turn, as in Pillow with torchvision's magnitudes.
 
     - shear_x, shear_y: pixels for each pixel, about the upper left corner;
     - translate_x, translate_y: pixels, cut to whole ones, right and down positive;
@@ -40,8 +40,8 @@ def apply_operations(
 
     Args:
       images: [B, H, W, 1 or 3], uint8, or float32 in 0..255, rounded to whole levels first.
-      operation: [B], indices of `OPERATIONS`.
-      magnitude: [B].
+      operation: [B], indices of `OPERATIONS`, or [n, B].
+      magnitude: [B] or [n, B].
       fill: level outside the image, or one for each channel.
 
     Returns:
@@ -53,14 +53,26 @@ def apply_operations(
     """
     images = check_images(images, (1, 3))
     operation, magnitude = jnp.asarray(operation), jnp.asarray(magnitude, jnp.float32)
-    for name, value in (("operation", operation), ("magnitude", magnitude)):
-        if value.shape != images.shape[:1]:
-            raise ValueError(f"{name} must be [B] with B = {len(images)}, got {value.shape}")
+    shape, last = operation.shape, len(images)
+    if shape != magnitude.shape or shape not in ((last,), (*shape[:1], last)):
+        raise ValueError(
+            f"operation and magnitude must be [B] or [n, B] with B = {last}, "
+            f"got {shape} and {magnitude.shape}"
+        )
     levels = in_dtype(images, jnp.dtype(jnp.uint8))
-    return _apply(levels, operation, magnitude, check_fill(fill, levels)).astype(images.dtype)
+    operation, magnitude = operation.reshape(-1, last), magnitude.reshape(-1, last)
+    levels = _apply_in_turn(levels, operation, magnitude, check_fill(fill, levels))
+    return levels.astype(images.dtype)
 
 
 @jax.jit
+def _apply_in_turn(levels: Array, operation: Array, magnitude: Array, fill: Array) -> Array:
+    def step(levels: Array, drawn: tuple[Array, Array]) -> tuple[Array, None]:
+        return _apply(levels, *drawn, fill), None
+
+    return jax.lax.scan(step, levels, (operation, magnitude))[0]
+
+
 def _apply(levels: Array, operation: Array, magnitude: Array, fill: Array) -> Array:
     rows = levels, operation, magnitude
     table = jnp.repeat(_tables(operation, magnitude)[:, None], levels.shape[-1], axis=1)

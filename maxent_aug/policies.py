@@ -360,15 +360,18 @@ def rand_augment(
       ValueError: on other images, n or m.
     """
     images = check_images(images, (1, 3))
+    drawn = draw_rand_augment(key, images.shape, n=n, m=m)
+    return apply_operations(images, *drawn, fill=fill)
+
+
+def draw_rand_augment(
+    key: Array, shape: tuple[int, ...], *, n: int = 2, m: int = 9
+) -> tuple[Array, Array]:
+    """operation and magnitude [n, B] of `rand_augment` for images of that shape."""
     if n < 0 or not 0 <= m < _BINS:
         raise ValueError(f"n must be at least 0 and m in 0..{_BINS - 1}, got {n} and {m}")
-    level = jnp.full(len(images), m / (_BINS - 1))
-    ranges = _standard_ranges(images.shape)
-
-    def step(index: int, images: Array) -> Array:
-        return _random_operation(jax.random.fold_in(key, index), images, level, ranges, fill)
-
-    return jax.lax.fori_loop(0, n, step, images)
+    level = jnp.full((n, shape[0]), m / (_BINS - 1))
+    return _draw(key, level, _standard_ranges(shape))
 
 
 def trivial_augment(key: Array, images: ArrayLike, *, fill: ArrayLike = 0) -> Array:
@@ -390,9 +393,14 @@ def trivial_augment(key: Array, images: ArrayLike, *, fill: ArrayLike = 0) -> Ar
       ValueError: on other images.
     """
     images = check_images(images, (1, 3))
-    level_key, operation_key = jax.random.split(key)
-    level = jax.random.randint(level_key, (len(images),), 0, _BINS) / (_BINS - 1)
-    return _random_operation(operation_key, images, level, _wide_ranges(), fill)
+    return apply_operations(images, *draw_trivial_augment(key, images.shape), fill=fill)
+
+
+def draw_trivial_augment(key: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
+    """operation and magnitude [1, B] of `trivial_augment` for images of that shape."""
+    level_key, key = jax.random.split(key)
+    level = jax.random.randint(level_key, (1, shape[0]), 0, _BINS) / (_BINS - 1)
+    return _draw(key, level, _wide_ranges())
 
 
 def auto_augment(key: Array, images: ArrayLike, *, fill: ArrayLike = 0) -> Array:
@@ -414,19 +422,19 @@ def auto_augment(key: Array, images: ArrayLike, *, fill: ArrayLike = 0) -> Array
       ValueError: on other images.
     """
     images = check_images(images, (1, 3))
+    return apply_operations(images, *draw_auto_augment(key, images.shape), fill=fill)
+
+
+def draw_auto_augment(key: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
+    """operation and magnitude [2, B] of `auto_augment` for images of that shape."""
     pair_key, used_key, sign_key = jax.random.split(key, 3)
-    pair = jax.random.randint(pair_key, (len(images),), 0, len(_CIFAR10_POLICY))
-    draw = jax.random.uniform(used_key, (2, len(images)))
-    for step in range(2):
-        names, shares, levels = zip(*(entry[step] for entry in _CIFAR10_POLICY), strict=True)
-        drawn = jnp.array([OPERATIONS.index(name) for name in names])[pair]
-        operation = jnp.where(draw[step] < jnp.array(shares)[pair], drawn, 0)
-        level = jnp.array(levels)[pair] / 9
-        magnitude = _magnitude(
-            jax.random.fold_in(sign_key, step), operation, level, _standard_ranges(images.shape)
-        )
-        images = apply_operations(images, operation, magnitude, fill=fill)
-    return images
+    pair = jax.random.randint(pair_key, shape[:1], 0, len(_CIFAR10_POLICY))
+    names, shares, levels = np.transpose(_CIFAR10_POLICY)  # each [2, 25]
+    operation = jnp.array(np.vectorize(OPERATIONS.index)(names))[:, pair]
+    used = jax.random.uniform(used_key, operation.shape) < jnp.array(shares.astype(float))[:, pair]
+    operation = jnp.where(used, operation, OPERATIONS.index("identity"))
+    level = jnp.array(levels.astype(float))[:, pair] / 9
+    return operation, _magnitude(sign_key, operation, level, _standard_ranges(shape))
 
 
 def entropy_magnitude(
@@ -456,8 +464,9 @@ def entropy_magnitude(
     strength = jnp.asarray(strength)
     if strength.shape != images.shape[:1]:
         raise ValueError(f"strength must be [B] with B = {len(images)}, got {strength.shape}")
-    ranges = _standard_ranges(images.shape)
-    return _random_operation(key, images, jnp.clip(strength, 0, 1), ranges, fill)
+    level = jnp.clip(strength, 0, 1)
+    drawn = _draw(key, level, _standard_ranges(images.shape))
+    return apply_operations(images, *drawn, fill=fill)
 
 
 def entropy_strength(logits: ArrayLike) -> Array:
@@ -488,18 +497,16 @@ def _ranges(
     return np.array([ends.get(name, (0.0, 0.0)) for name in OPERATIONS], np.float32)
 
 
-def _random_operation(
-    key: Array, images: Array, level: Array, ranges: np.ndarray, fill: ArrayLike
-) -> Array:
+def _draw(key: Array, level: Array, ranges: np.ndarray) -> tuple[Array, Array]:
+    """operation, uniform, and magnitude of level's shape."""
     operation_key, sign_key = jax.random.split(key)
-    operation = jax.random.randint(operation_key, (len(images),), 0, _DRAWN)
-    magnitude = _magnitude(sign_key, operation, level, ranges)
-    return apply_operations(images, operation, magnitude, fill=fill)
+    operation = jax.random.randint(operation_key, level.shape, 0, _DRAWN)
+    return operation, _magnitude(sign_key, operation, level, ranges)
 
 
 def _magnitude(key: Array, operation: Array, level: Array, ranges: np.ndarray) -> Array:
-    """[B], of a random sign where the operation has one, at level [B] in 0..1."""
-    start, end = jnp.asarray(ranges)[operation].T
+    """Of a random sign where the operation has one, at level in 0..1; all of one shape."""
+    start, end = jnp.moveaxis(jnp.asarray(ranges)[operation], -1, 0)
     magnitude = start + level * (end - start)
     signed = jnp.array([name in _SIGNED for name in OPERATIONS])[operation]
     negative = signed & jax.random.bernoulli(key, shape=level.shape)
