@@ -1,4 +1,4 @@
-"""Speed of the warp, of a training step and of a start, beside what could be used instead.
+"""Speed of warp, policies, training step and start, beside what could be used instead.
 
 Of each case it is first checked that all contenders compute the same; then they are timed in turn,
 one repetition each after an untimed one (but not of a start), compiled before and blocked on
@@ -33,12 +33,34 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from experiments import cli, peers
-from maxent_aug import affine_matrix, data, run_folder, steps, warp_affine
+from maxent_aug import affine_matrix, data, policies, run_folder, steps, warp_affine
 from maxent_aug.config import Classifier, Config, PaperAugmenter
 from maxent_aug.phases import schedule
 
 SUITES = ("warp", "step", "startup", "policies")
 GRADIENTS = ("forward", "theta gradient", "theta and image gradients")
+DRAWN_POLICIES = {
+    "trivial_augment": (policies.trivial_augment, policies.draw_trivial_augment),
+    "rand_augment": (policies.rand_augment, policies.draw_rand_augment),
+    "auto_augment": (policies.auto_augment, policies.draw_auto_augment),
+}
+POLICIES: dict[str, Callable[..., Any]] = {
+    "identity": policies.identity,
+    "flip": policies.flip,
+    "flip_crop": policies.flip_crop,
+    "random_affine": policies.random_affine,
+    "cutout": policies.cutout,
+    "mixup": lambda key, images: policies.mixup(
+        key, images, jnp.arange(len(images)) % 10, num_classes=10
+    ),
+    "cutmix": lambda key, images: policies.cutmix(
+        key, images, jnp.arange(len(images)) % 10, num_classes=10
+    ),
+    **{name: policy for name, (policy, _) in DRAWN_POLICIES.items()},
+    "entropy_magnitude": lambda key, images: policies.entropy_magnitude(
+        key, images, jnp.linspace(0, 1, len(images))
+    ),
+}
 # The quick preset of the paper, up to the end of its first training step, whose loss it prints.
 FIRST_STEP = """
 import os, jax
@@ -90,7 +112,7 @@ def cases(batch: int | None, scratch: Path) -> Iterator[Case]:
     """All cases.
 
     Args:
-      batch: images a call of warp and step, instead of each case's own.
+      batch: images a call, instead of each case's own.
       scratch: a folder for the files of startup.
     """
     shapes = [(512, 32, 3), (64, 96, 3), (64, 224, 3), (512, 32, 1)]
@@ -106,6 +128,7 @@ def cases(batch: int | None, scratch: Path) -> Iterator[Case]:
     for architecture in ("ResNetSmall", "ResNet18"):
         for precision in ("float32", "tf32", "bfloat16") if on_gpu else ("float32", "bfloat16"):
             yield _step_case(architecture, precision, batch)
+    yield from _policy_cases(batch or 512)
     yield Case("startup, quick preset", None, "first start", 0.0, partial(starts, scratch), (), 1)
 
 
@@ -248,6 +271,46 @@ def _jax_step(
     return run
 
 
+def _policy_cases(batch: int) -> Iterator[Case]:
+    """Policies of operations beside Pillow, then every policy."""
+    shape, where = (batch, 32, 32, 3), f"32x32x3, batch {batch}"
+    for name in ("trivial_augment", "rand_augment", "auto_augment"):
+        prepare = partial(drawn_policies, name, shape)
+        # With operations in turn, the next one may enlarge a difference of one level: not compared.
+        other_work = () if name == "trivial_augment" else ("ours", "keras")
+        yield Case(f"policies, {name} {where}", batch, "Pillow", 1.01 / 255, prepare, other_work)
+    every = partial(every_policy, shape)
+    yield Case(f"policies, every one {where}", batch, "identity", 0.0, every, (*POLICIES,)[1:])
+
+
+def drawn_policies(name: str, shape: tuple[int, ...]) -> dict[str, peers.Contender]:
+    """A policy that draws operations, on uint8 images, and Pillow with the same ones drawn."""
+    policy, draw = DRAWN_POLICIES[name]
+    key, images = jax.random.key(0), _levels(shape)
+    found = {"ours": _jax_policy(policy, images)}
+    found["Pillow"] = peers.pillow_policy(images, *jax.device_get(draw(key, shape)))
+    if name == "rand_augment":
+        found |= peers.keras_rand_augment(jnp.asarray(images), n=2, factor=0.3)
+    return found
+
+
+def every_policy(shape: tuple[int, ...]) -> dict[str, peers.Contender]:
+    """Images a second of every policy, on uint8 images."""
+    return {name: _jax_policy(policy, _levels(shape)) for name, policy in POLICIES.items()}
+
+
+def _jax_policy(policy: Callable[..., Any], images: np.ndarray) -> peers.Contender:
+    run = jax.jit(lambda key, images: tuple(jax.tree.leaves(policy(key, images))))
+    return partial(run, jax.random.key(0), jnp.asarray(images))
+
+
+def _levels(shape: tuple[int, ...]) -> np.ndarray:
+    """Images of smooth and of noisy parts, uint8."""
+    random = np.random.default_rng(0)
+    ramp = np.linspace(30, 200, shape[2])[:, None] * random.uniform(0.2, 1, (shape[0], 1, 1, 3))
+    return (ramp + random.uniform(0, 40, shape)).astype(np.uint8)
+
+
 def starts(scratch: Path) -> dict[str, peers.Contender]:
     """Processes that end after their first training step, with an empty and a full cache."""
     cache, folder = scratch / "cache", scratch / "data"
@@ -289,7 +352,8 @@ def measure(case: Case, repetitions: int) -> dict[str, Any]:
     # A library's threads may still spin, and its data fill the caches, as the next one begins.
     seconds = _interleaved(contenders, repetitions, calls, untimed=1 if case.batch else 0)
     medians = {name: float(np.median(s)) for name, s in seconds.items()}
-    rivals = [m for name, m in medians.items() if name.split(",")[0] in (*peers.PEERS, "jax.scipy")]
+    others = (*peers.PEERS, "jax.scipy", "Pillow")
+    rivals = [m for name, m in medians.items() if name.split(",")[0] in others]
     rows = {}
     for name, median in medians.items():
         rows[name] = {
@@ -376,7 +440,7 @@ def main(options: argparse.Namespace) -> None:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch needs memory, too
     with tempfile.TemporaryDirectory() as scratch:
         wanted = [c for c in cases(options.batch, Path(scratch)) if _is_wanted(c, options)]
-        if not wanted and options.suite != "policies":
+        if not wanted:
             raise cli.UsageError(f"--only={options.only!r} is in the name of no case of the suite")
         where = environment()
         identity = {"experiment": "benchmark", "repetitions": options.repetitions, **where}
@@ -384,8 +448,6 @@ def main(options: argparse.Namespace) -> None:
             print(_about(where))
             if (load := os.getloadavg()[0]) > 0.5:
                 print(f"warning: others use this machine (load {load:.1f}); threads suffer most")
-            if options.suite in ("policies", "all"):
-                print("policies: skipped, maxent_aug.policies does not exist yet")
             for case in wanted:
                 _show(case.name, _measured(case, options, where))
             print(f"\nbenchmark.json and charts in {options.workdir}")

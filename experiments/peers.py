@@ -14,10 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.ndimage import map_coordinates
+from PIL import Image, ImageEnhance, ImageOps
 
-from maxent_aug import steps
+from maxent_aug import OPERATIONS, steps
 
-PEERS = {"PyTorch": "torch", "kornia": "kornia", "OpenCV": "cv2", "dm_pix": "dm_pix"}
+PEERS = {
+    "PyTorch": "torch", "kornia": "kornia", "OpenCV": "cv2", "dm_pix": "dm_pix", "keras": "keras"
+}  # fmt: skip
 PADDING = {  # jax.scipy's and OpenCV's names
     "zeros": ("constant", "BORDER_CONSTANT"),
     "border": ("nearest", "BORDER_REPLICATE"),
@@ -28,6 +31,7 @@ Contender = Callable[[], tuple[Any, ...]]  # returns what is compared
 
 def peer(name: str) -> ModuleType | None:
     """The module of a peer, or None if it is not installed."""
+    os.environ.setdefault("KERAS_BACKEND", "jax")  # its own choice is TensorFlow
     try:
         return importlib.import_module(PEERS[name])
     except ImportError:
@@ -220,3 +224,68 @@ def _torch_layer(
     x = nn.conv2d(x, kernel, stride=stride, padding=padding)
     running = statistics[f"BatchNorm_{index}"]
     return nn.batch_norm(x, running["mean"], running["var"], norm["scale"], norm["bias"], True)
+
+
+def pillow_policy(images: np.ndarray, operation: np.ndarray, magnitude: np.ndarray) -> Contender:
+    """operation, magnitude [n, B] in turn on uint8 images [B, H, W, C], one image at a time."""
+    names = np.array(OPERATIONS)[operation].T.tolist()
+    magnitudes = magnitude.T.tolist()
+
+    def run() -> tuple[np.ndarray]:
+        out = np.empty_like(images)
+        for array, image, drawn in zip(
+            out, images, zip(names, magnitudes, strict=True), strict=True
+        ):
+            picture = Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image)
+            for name, value in zip(*drawn, strict=True):
+                picture = pillow_operation(picture, name, value)
+            array[...] = np.asarray(picture).reshape(array.shape)
+        return (out,)
+
+    return run
+
+
+def pillow_operation(image: Image.Image, name: str, magnitude: float) -> Image.Image:
+    """One of OPERATIONS, as torchvision has Pillow do it."""
+    pixels = int(magnitude)
+    affine = {
+        "shear_x": (1, magnitude, 0, 0, 1, 0),
+        "shear_y": (1, 0, 0, magnitude, 1, 0),
+        "translate_x": (1, 0, -pixels, 0, 1, 0),
+        "translate_y": (1, 0, 0, 0, 1, -pixels),
+    }
+    enhancers = {
+        "brightness": ImageEnhance.Brightness, "color": ImageEnhance.Color,
+        "contrast": ImageEnhance.Contrast, "sharpness": ImageEnhance.Sharpness,
+    }  # fmt: skip
+    if name in affine:
+        return image.transform(image.size, Image.Transform.AFFINE, affine[name])
+    if name in enhancers:
+        return enhancers[name](image).enhance(1 + magnitude)
+    match name:
+        case "identity":
+            return image
+        case "rotate":
+            return image.rotate(magnitude)
+        case "posterize":
+            return ImageOps.posterize(image, pixels)
+        case "solarize":
+            return ImageOps.solarize(image, magnitude)  # pyright: ignore[reportArgumentType]
+        case "autocontrast":
+            return ImageOps.autocontrast(image)
+        case "equalize":
+            return ImageOps.equalize(image)
+        case "invert":
+            return ImageOps.invert(image)
+    raise ValueError(f"{name} is none of {OPERATIONS}")
+
+
+def keras_rand_augment(images: jax.Array, n: int, factor: float) -> dict[str, Contender]:
+    """keras' layer, which draws n operations for all of a batch, compiled by its JAX backend."""
+    if (keras := peer("keras")) is None or keras.backend.backend() != "jax":
+        return {}
+    layer = keras.layers.RandAugment((0, 255), n, factor, interpolation="nearest")
+    layer.build(images.shape)
+    run = jax.jit(lambda seeds, images: layer.stateless_call([], seeds, images, training=True))
+    seeds = [variable.value for variable in layer.non_trainable_variables]
+    return {"keras": partial(run, seeds, images)}

@@ -45,8 +45,8 @@ def apply_operations(
       fill: level outside the image, or one for each channel.
 
     Returns:
-      [B, H, W, C] in the images' dtype, whole levels: those of Pillow, except that of two levels
-      between which float32 cannot tell the next one may be taken.
+      [B, H, W, C] in the images' dtype, whole levels. A level may differ by one from Pillow's where
+      that cuts what rounding alone keeps from being the next level.
 
     Raises:
       ValueError: on other shapes or dtypes.
@@ -191,7 +191,7 @@ def _stretched(histogram: Array) -> Array:
     seen, level = histogram > 0, jnp.arange(256)
     low = jnp.argmax(seen, axis=-1, keepdims=True)
     high = 255 - jnp.argmax(seen[..., ::-1], axis=-1, keepdims=True)
-    # It cuts; 1e-3 is less than the least step, 1 / 255, and more than the error of float32.
+    # Cut to whole levels; 1e-3 is less than the least step, 1 / 255, and more than the error.
     stretched = (level - low) * (255 / jnp.maximum(high - low, 1)) + 1e-3
     return jnp.where(high > low, jnp.clip(stretched, 0, 255), level).astype(jnp.uint8)
 
@@ -219,9 +219,9 @@ def _blend(images: Array, operation: Array, magnitude: Array) -> Array:
 
 
 def _enhance(levels: Array, degenerate: ArrayLike, factor: Array) -> Array:
-    """Pillow's Image.blend, uint8. It cuts; 1e-4 is more than the error of float32."""
+    """Pillow's Image.blend: cut to whole levels, after rounding to float32 as there."""
     enhanced = degenerate + factor * (levels.astype(jnp.int32) - degenerate)
-    return (jnp.clip(enhanced, 0, 255) + 1e-4).astype(jnp.uint8)
+    return jnp.clip(enhanced, 0, 255).astype(jnp.uint8)
 
 
 def _grey(images: Array) -> Array:
