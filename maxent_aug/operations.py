@@ -101,7 +101,8 @@ def check_images(images: ArrayLike, channels: tuple[int, ...] | None = None) -> 
             f"images must be [B, H, W, C], uint8 or float32, got {images.dtype} {images.shape}"
         )
     if channels and images.shape[-1] not in channels:
-        raise ValueError(f"images must have {channels} channels, got {images.shape[-1]}")
+        allowed = " or ".join(map(str, channels))
+        raise ValueError(f"images must have {allowed} channels, got {images.shape[-1]}")
     return images
 
 
