@@ -32,7 +32,10 @@ WORKDIR = flags.DEFINE_string(
     "the run's folder; by default runs/<experiment>-<preset>; resumes what is there",
 )
 DATA_DIR = flags.DEFINE_string(
-    "data_dir", None, "of tensorflow-datasets; by default TFDS_DATA_DIR or ~/tensorflow_datasets"
+    "data_dir",
+    None,
+    "of tensorflow-datasets; by default TFDS_DATA_DIR or ~/tensorflow_datasets; for "
+    "--config.data.name=folder the folder of pictures",
 )
 SEEDS = flags.DEFINE_integer("seeds", 1, "repetitions, with seeds 0, 1, ...", lower_bound=1)
 COMPILATION_CACHE = flags.DEFINE_bool(
@@ -260,7 +263,17 @@ def _load_data(config: Training, data_dir: str | None) -> tuple[data.Dataset, da
             f"--config.batch_size={config.batch_size} is not a multiple of the {devices} devices"
         )
     try:
-        train_set, test_set = (data.load(config.data.name, s, data_dir) for s in ("train", "test"))
+        train_set, test_set = (
+            data.load(
+                config.data.name,
+                split,
+                data_dir,
+                image_size=config.data.image_size,
+                test_fraction=config.data.test_fraction,
+                split_seed=config.data.split_seed,
+            )
+            for split in ("train", "test")
+        )
     except (ValueError, OSError) as error:
         raise UsageError(f"--config.data.name={config.data.name}: {error}") from error
     classes, available = len(train_set.class_names), len(train_set.images)
@@ -282,7 +295,8 @@ def _load_data(config: Training, data_dir: str | None) -> tuple[data.Dataset, da
     if train_set.images.shape[1:] != test_set.images.shape[1:]:
         raise UsageError(
             f"--config.data.name={config.data.name}: training images are "
-            f"{train_set.images.shape[1:]}, test images {test_set.images.shape[1:]}"
+            f"{train_set.images.shape[1:]}, test images {test_set.images.shape[1:]}: set "
+            "--config.data.image_size"
         )
     return train_set, test_set
 

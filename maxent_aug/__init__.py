@@ -16,7 +16,8 @@ Training your own (`maxent_aug.steps`)
 What the augmenter did (`maxent_aug.diagnostics`)
     describe, picture_transform, collapse
 
-Rooms imported by name: config, data, phases, programs, train, checkpoint, metrics, figures, report.
+Rooms imported by name: config, data, pictures, phases, programs, train, checkpoint, metrics,
+figures, report.
 """
 
 from maxent_aug.diagnostics import collapse, describe, picture_transform

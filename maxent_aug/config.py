@@ -24,7 +24,26 @@ def _field(
 
 @dataclass(frozen=True)
 class Data:
-    name: str = _field("cifar10", "a tensorflow-datasets name, with image and label; or digits")
+    name: str = _field(
+        "cifar10",
+        "a tensorflow-datasets name, as name/config:version, with image and label; or digits; or "
+        "folder: your own pictures in --data_dir, in train/CLASS and test/CLASS, or in CLASS",
+    )
+    image_size: int = _field(
+        0,
+        "pixels a side: each picture is cropped to its middle square, which is scaled to this "
+        "without distortion; 0 leaves them as they are, which must be all of one size",
+        low=0,
+    )
+    test_fraction: float = _field(
+        0.2,
+        "of a folder without train and test: the share of each class that is tested on",
+        above=0,
+        high=0.9,
+    )
+    split_seed: int = _field(
+        0, "of a folder without train and test: which pictures are tested on", low=0
+    )
     train_examples: int = _field(
         0, "training images, a stratified subset fixed by the seed; 0 takes all", low=0
     )

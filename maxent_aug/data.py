@@ -1,7 +1,8 @@
 """Labelled images by tfds name, as numpy arrays: builder -> array_record -> data source -> arrays.
 
 No TensorFlow: prepared data are read by `tfds.data_source`; `cifar10` and `digits` prepare
-themselves, every other name must have been prepared as array_record.
+themselves, every other name must have been prepared as array_record. `folder` is a user's own
+pictures, read by `maxent_aug.pictures`.
 """
 
 import contextlib
@@ -19,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from maxent_aug import pictures
 
 _CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 _CIFAR10_SHA256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
@@ -55,17 +58,33 @@ class Dataset:
             )
 
 
-def load(name: str, split: str, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
-    """Reads one split of a tfds data set whose examples have `image` and `label`.
+def load(
+    name: str,
+    split: str,
+    data_dir: str | os.PathLike[str] | None = None,
+    *,
+    image_size: int = 0,
+    test_fraction: float = 0.2,
+    split_seed: int = 0,
+) -> Dataset:
+    """Reads one split of a tfds data set whose examples have `image` and `label`, or of a folder.
 
     name: as in tfds: `name`, `name/config`, `name:version`, `name/config:version`; the newest
     prepared version that fits is read. split: as in tfds: `train`, `test`, `train[:45000]`, ...
     data_dir: an existing folder of prepared data; None is tfds' default (the environment's
     TFDS_DATA_DIR, or ~/tensorflow_datasets). `cifar10` (downloaded) and `digits` (from
     scikit-learn) are prepared there at first use; bad input changes nothing on disk.
+    image_size: pixels a side of the middle square that each image is scaled to; 0 leaves them as
+    they are, all of one size.
+    The name `folder` stands for pictures in data_dir, one subfolder a class; test_fraction and
+    split_seed divide them where there is no train and test: see `maxent_aug.pictures.read`.
     Raises ValueError or FileNotFoundError, or another OSError (full disk) while preparing: one
     line that names the thing and the remedy.
     """
+    if image_size < 0:
+        raise ValueError(f"image_size must be 0 or more, not {image_size}")
+    if name == "folder":
+        return Dataset(*pictures.read(data_dir, split, image_size, test_fraction, split_seed))
     from tensorflow_datasets.core import naming
 
     folder = _resolve_data_dir(data_dir)
@@ -82,7 +101,7 @@ def load(name: str, split: str, data_dir: str | os.PathLike[str] | None = None) 
             prepared = _prepare(dataset_name.name, folder)
     except PermissionError as error:
         raise ValueError(f"data_dir {folder}: {error.filename} cannot be read") from error
-    return _read(name, prepared, split)
+    return _read(name, prepared, split, image_size)
 
 
 def subset(dataset: Dataset, examples: int, seed: int) -> Dataset:
@@ -233,7 +252,7 @@ def _check_preparable(
 def _unknown_name(name: str) -> ValueError:
     import tensorflow_datasets as tfds
 
-    known = [*tfds.list_builders(with_community_datasets=False), "digits"]
+    known = [*tfds.list_builders(with_community_datasets=False), "digits", "folder"]
     near = difflib.get_close_matches(name.lower(), known, cutoff=0.5)
     hint = f"near matches are {', '.join(near)}" if near else "see tfds.list_builders()"
     return ValueError(f"no data set is called {name!r}: {hint}")
@@ -242,7 +261,7 @@ def _unknown_name(name: str) -> ValueError:
 # Reading
 
 
-def _read(name: str, folder: Path, split: str) -> Dataset:
+def _read(name: str, folder: Path, split: str, image_size: int) -> Dataset:
     import tensorflow_datasets as tfds
     from google.protobuf import json_format, message
 
@@ -261,7 +280,7 @@ def _read(name: str, folder: Path, split: str) -> Dataset:
         file_format="array_record",
     )
     try:
-        return _decode(source, info.features)
+        return _decode(source, info.features, image_size)
     except (RuntimeError, IndexError, message.DecodeError) as error:  # what array_record raises
         raise ValueError(f"{damaged} ({_one_line(error)})") from error
     except (ValueError, OverflowError) as error:
@@ -306,31 +325,30 @@ def _check_features(name: str, features: Any) -> None:
         raise ValueError(f"{name}: label must be a tfds ClassLabel, not {label!r}")
 
 
-def _decode(source: Any, features: Any) -> Dataset:
+def _decode(source: Any, features: Any, image_size: int) -> Dataset:
     """All records of a source of raw bytes, decoded in one thread: two were slower, measured."""
     from tensorflow_datasets.proto import tf_example_pb2 as proto
 
     mode = _PILLOW_MODES[features["image"].shape[-1] or 3]
     labels = np.empty(len(source), np.int32)
-    images = None
+    images = pictures.allocate(len(source), (image_size, image_size, len(mode)))
     for start in range(0, len(source), 1000):
         records = source.__getitems__(list(range(start, min(start + 1000, len(source)))))
         for index, record in enumerate(records, start):
             example: Any = proto.Example.FromString(record)  # pyright: ignore
             values = example.features.feature
             labels[index] = values["label"].int64_list.value[0]
-            size = None if images is None else images.shape[2:0:-1]
-            pixels = _decode_image(values["image"].bytes_list.value[0], mode, size, index)
-            if images is None:
-                images = np.empty((len(source), *pixels.shape), np.uint8)
+            size = images.shape[2:0:-1] if images.size and not image_size else None
+            encoded = values["image"].bytes_list.value[0]
+            pixels = _decode_image(encoded, mode, size, image_size, index)
+            if not images.size:
+                images = pictures.allocate(len(source), pixels.shape)
             images[index] = pixels
-    if images is None:
-        raise ValueError("no examples")
     return Dataset(images, labels, tuple(features["label"].names))
 
 
 def _decode_image(
-    encoded: bytes, mode: str, size: tuple[int, ...] | None, index: int
+    encoded: bytes, mode: str, size: tuple[int, ...] | None, image_size: int, index: int
 ) -> np.ndarray:
     """Pixels [H, W, C] by Pillow, never OpenCV, so that they are the same on every machine."""
     from PIL import Image, UnidentifiedImageError
@@ -340,11 +358,13 @@ def _decode_image(
             if size is not None and picture.size != size:  # known before anything is decoded
                 raise ValueError(
                     f"images differ in size ({size[0]}x{size[1]} pixels, but image {index} has "
-                    f"{picture.size[0]}x{picture.size[1]}): prepare them in one size"
+                    f"{picture.size[0]}x{picture.size[1]}): set image_size, as 64, to crop and "
+                    "scale them"
                 )
             if picture.mode.startswith(("I", "F")):
                 raise ValueError(f"image {index} has more than 8 bits (mode {picture.mode})")
-            pixels = np.asarray(picture if picture.mode == mode else picture.convert(mode))
+            flat = picture if picture.mode == mode else picture.convert(mode)
+            pixels = np.asarray(pictures.crop_square(flat, image_size))
             return pixels.reshape(*pixels.shape[:2], len(mode))
     except UnidentifiedImageError as error:
         raise ValueError(f"image {index} is in no format that Pillow reads") from error

@@ -68,11 +68,11 @@ def sorted_rows(dataset):
     return rows[np.lexsort(rows.T)]
 
 
-def prepare(folder, name, features, examples, config=None):
+def prepare(folder, name, features, examples, config=None, version="1.0.0"):
     """Prepares a data set of one split, as its owner would."""
 
     class Made(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-        VERSION = tfds.core.Version("1.0.0")
+        VERSION = tfds.core.Version(version)
         BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=config)] if config else []
 
         def _info(self):
@@ -505,6 +505,32 @@ def test_configurations(tmp_path):
     shutil.rmtree(tmp_path / "mine" / ".config")
     assert "first, second" in load_error(tmp_path, "mine")
     assert "not prepared" in load_error(tmp_path, "mine/third")
+
+
+def test_versions_of_a_configuration(tmp_path):
+    features = {"image": IMAGE, "label": LABEL}
+    for label, version in enumerate(("1.0.0", "1.9.0", "1.10.0")):
+        examples = [{"image": picture(), "label": label}]
+        prepare(tmp_path, "mine", features, examples, "first", version)
+    for pinned, label in (("", 2), (":1.9.0", 1), (":1.0.*", 0), (":1.*.*", 2)):
+        assert data.load(f"mine/first{pinned}", "train", tmp_path).labels == [label], pinned
+    assert "mine/first:2.0.0 is not prepared" in load_error(tmp_path, "mine/first:2.0.0")
+
+
+def test_examples_of_any_size_are_scaled_to_one(tmp_path):
+    features = {"image": tfds.features.Image(shape=(None, None, 1)), "label": LABEL}
+    picture = Image.fromarray(np.arange(96, dtype=np.uint8).reshape(8, 12))
+    examples = [{"image": picture.resize(size), "label": 1} for size in ((12, 8), (8, 8), (5, 9))]
+    prepare(tmp_path, "sizes", features, examples)
+    assert "set image_size" in load_error(tmp_path, "sizes")
+    images = data.load("sizes", "train", tmp_path, image_size=8).images
+    assert images.shape == (3, 8, 8, 1)
+    square = np.asarray(picture)[:, 2:10]
+    assert any((image[..., 0] == square).all() for image in images)
+    with pytest.raises(ValueError, match="GiB"):
+        data.load("sizes", "train", tmp_path, image_size=10**9)
+    with pytest.raises(ValueError, match="image_size"):
+        data.load("sizes", "train", tmp_path, image_size=-1)
 
 
 # Dataset, subset, channel_statistics
