@@ -138,6 +138,8 @@ def environment() -> dict[str, Any]:
     device = f"{len(devices)} x {devices[0].device_kind}"
     if devices[0].platform == "cpu":
         device = f"{device} ({_processor()}, {os.cpu_count()} cores)"
+    if jax.process_count() > 1:
+        device = f"{device}, {jax.process_count()} processes"
     return {"versions": versions, "device": device}
 
 

@@ -1,5 +1,6 @@
 """Wrong input: one line that names it, exit code 2, and nothing on disk has changed."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -204,9 +205,12 @@ def test_devices_made_of_a_cpu(monkeypatch, given, variables, cores, batch_size,
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
+    config = dataclasses.replace(PRESETS["cifar10_small"], batch_size=batch_size)
     with flagsaver.as_parsed():
         flags.FLAGS(["paper.py", *given])
-        assert cli._cpu_devices(batch_size) == expected
+        assert cli._cpu_devices(config) == expected
+        if cores > 1 and not given and not variables:
+            assert cli._cpu_devices(dataclasses.replace(config, data=PRESETS["quick"].data)) == 1
 
 
 def test_presets_pass_their_own_checks():
