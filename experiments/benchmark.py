@@ -33,7 +33,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from experiments import cli, peers
-from maxent_aug import affine_matrix, data, policies, run_folder, steps, warp_affine
+from maxent_aug import affine_matrix, data, policies, programs, run_folder, steps, warp_affine
 from maxent_aug.config import Classifier, Config, PaperAugmenter
 from maxent_aug.phases import schedule
 
@@ -438,6 +438,7 @@ def environment() -> dict[str, Any]:
 def main(options: argparse.Namespace) -> None:
     """Measures what the folder's benchmark.json lacks of what is asked for, and shows it."""
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch needs memory, too
+    programs.keep_freed_memory()  # of all contenders
     with tempfile.TemporaryDirectory() as scratch:
         wanted = [c for c in cases(options.batch, Path(scratch)) if _is_wanted(c, options)]
         if not wanted:

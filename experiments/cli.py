@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from absl import app, flags, logging
 
-from maxent_aug import data
+from maxent_aug import data, programs
 from maxent_aug.checkpoint import CheckpointError
 from maxent_aug.config import Training
 from maxent_aug.metrics import MetricsError, MetricsWriter
@@ -341,6 +341,7 @@ def run(
         preset = flags.FLAGS.preset
         workdir = Path(WORKDIR.value or f"runs/{experiment}-{preset}").expanduser()
         again = f"run the same command to resume, in {workdir}"
+        programs.keep_freed_memory()
         try:
             _join_processes()
             config = _configure(presets[preset])
