@@ -8,12 +8,12 @@ import numpy as np
 from sklearn.datasets import load_digits
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
 def test_ten_lines_learn_an_augmenter(capsys):
-    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    assert len(blocks) == 1
-    lines = [line for line in blocks[0].splitlines() if line.strip()]
+    block, _ = BLOCKS
+    lines = [line for line in block.splitlines() if line.strip()]
     assert len(lines) <= 12
 
     digits = load_digits()
@@ -27,12 +27,21 @@ def test_ten_lines_learn_an_augmenter(capsys):
         return 10 * batch.reshape(len(batch), -1) @ weights
 
     scope = {"images": images, "classify": classify}
-    exec(blocks[0], scope)
+    exec(block, scope)
     assert scope["harder"].shape == (8, 8, 8, 1)
     assert scope["theta"].shape == (8, 2, 3)
     assert np.isfinite(scope["theta"]).all()
     assert np.abs(scope["theta"] - np.eye(2, 3)).max() > 1e-3
     assert capsys.readouterr().out.strip()
+
+
+def test_policies_mix_pictures_and_labels():
+    pictures = np.random.default_rng(0).integers(0, 256, (12, 9, 11, 3), np.uint8)
+    scope = {"pictures": pictures, "labels": np.arange(12) % 10}
+    exec(BLOCKS[1], scope)
+    assert scope["mixed"].shape == pictures.shape and scope["mixed"].dtype == np.uint8
+    assert not np.array_equal(scope["mixed"], pictures)
+    np.testing.assert_allclose(scope["probabilities"].sum(1), np.ones(12), atol=1e-5)
 
 
 def test_pictures_and_files_that_it_names_exist():
