@@ -302,9 +302,19 @@ def _taps(
 
 
 def _gather(
-    image: jax.Array, x: jax.Array, y: jax.Array, mode: str, *, slopes: bool = False
+    image: jax.Array,
+    x: jax.Array,
+    y: jax.Array,
+    mode: str,
+    *,
+    slopes: bool = False,
+    one_after_another: bool = False,
 ) -> jax.Array:
-    """Sum of the taps' pixels times weights, or times d/dx + i d/dy of the weights."""
+    """Sum of the taps' pixels times weights, or times d/dx + i d/dy of the weights.
+
+    Of the transpose, a scatter a tap, each scatter adds to the result of the one before if they are
+    to come `one_after_another`; else each begins with zeros, and their results are added up.
+    """
     height, width, channels = image.shape[-3:]
     pixels = image.reshape(-1, channels)
     batch = jnp.arange(len(pixels) // (height * width), dtype=jnp.int32)
@@ -318,6 +328,9 @@ def _gather(
             index = (batch * height + row) * width + column  # one: XLA fuses no index tuples
             pixel = pixels.at[index].get(mode="clip", wrap_negative_indices=False)
             out += weight[..., None] * pixel
+            if one_after_another:
+                # XLA folds a sum into a scatter, but not a sum of two scatters; this hides one.
+                pixels = jax.lax.optimization_barrier(pixels)
     return out
 
 
@@ -357,7 +370,8 @@ def _gather_in_groups(image: jax.Array, position: jax.Array) -> jax.Array:
     """_bilinear in the form whose transpose, a scatter a tap, is fast on a CPU.
 
     What is added up, four pixels for each, should not leave the caches: a group of images at a
-    time. And XLA adds slices of four numbers as vectors, but of three number by number.
+    time, and two groups at once, since a scatter runs on one core. And XLA adds slices of four
+    numbers as vectors, but of three number by number.
     """
     lead = jnp.broadcast_shapes(image.shape[:-3], position.shape[:-2])
     shape, size, channels = image.shape[-3:], position.shape[-2:], image.shape[-1]
@@ -369,13 +383,18 @@ def _gather_in_groups(image: jax.Array, position: jax.Array) -> jax.Array:
         return x.reshape(count // group, group * math.prod(shape))
 
     @partial(jax.checkpoint, prevent_cse=False)
-    def sample(inputs: tuple[jax.Array, jax.Array]) -> jax.Array:
-        image, position = inputs[0].reshape(group, *shape), inputs[1].reshape(group, *size)
+    def sample(_: None, inputs: tuple[jax.Array, ...]) -> tuple[None, jax.Array]:
+        image, x, y = (
+            inputs[0].reshape(group, *shape),
+            *(p.reshape(group, *size) for p in inputs[1:]),
+        )
         if channels == 3:
             image = jnp.pad(image, ((0, 0), (0, 0), (0, 0), (0, 1)))
-        return _gather(image, position.real, position.imag, "bilinear")[..., :channels].ravel()
+        out = _gather(image, x, y, "bilinear", one_after_another=True)
+        return None, out[..., :channels].ravel()
 
-    out = jax.lax.map(sample, (split(image, shape), split(position, size)))
+    parts = split(image, shape), split(position.real, size), split(position.imag, size)
+    _, out = jax.lax.scan(sample, None, parts, unroll=2)
     return out.reshape(*lead, *size, channels)
 
 

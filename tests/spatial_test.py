@@ -2,6 +2,7 @@
 
 import itertools
 import pathlib
+import re
 
 import chex
 import jax
@@ -426,6 +427,15 @@ def test_image_needs_no_work_when_only_theta_is_differentiated():
     assert "scatter" not in compiled(0)
     assert "scatter" in compiled(1)  # the word searched for is the right one
     assert "gather" in compiled(0)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="of the form for CPUs")
+def test_scatters_of_the_image_gradient_add_to_each_other():
+    image, theta = normal(0, 2, *SHAPE), np.tile(IDENTITY, (2, 1, 1))
+    gradient = jax.jit(jax.grad(lambda image: (warp_affine(image, theta) ** 2).sum()))
+    operands = re.findall(r"fusion\((.*?)\)", gradient.lower(image).compile().as_text())
+    assert any("scatter" in names for names in operands)  # the word searched for is the right one
+    assert not any(names.count("scatter") > 1 for names in operands)
 
 
 def test_matmul_has_neither_gather_nor_scatter():
