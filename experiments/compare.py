@@ -1,8 +1,9 @@
 """Every augmentation under one trainer: the same seeds, learning rates and number of updates.
 
 Policies are those of maxent_aug.policies, joined by + to apply one after the other, and the
-paper's learned augmenters, printed and intended (the sign of their loss). Run it again in the same
-folder to resume, or to add policies and seeds.
+paper's learned augmenters, printed and intended (the sign of their loss), and learned, which is
+trained together with its classifier until augmented images are as uncertain as images never seen.
+Run it again in the same folder to resume, or to add policies and seeds.
 
   python -m experiments.compare --preset=small --seeds=3    5,000 images of CIFAR-10, a small ResNet
   python -m experiments.compare --policies=flip_crop,flip_crop+cutout --seeds=2    all of CIFAR-10
@@ -39,14 +40,14 @@ IMAGE_POLICIES = {
     "auto_augment": policies.auto_augment,
 }
 MIXING_POLICIES = {"mixup": policies.mixup, "cutmix": policies.cutmix}
-LEARNED = ("printed", "intended")
+LEARNED = {"printed": "printed", "intended": "intended", "learned": "unseen"}
 SINGLE = (*IMAGE_POLICIES, *MIXING_POLICIES, "entropy_magnitude", *LEARNED)
 CONTROLS = ("identity", "random_affine")  # what every row is compared with
 PICTURES = 8
 
 POLICIES = flags.DEFINE_list(
     "policies",
-    [*SINGLE, "flip_crop+cutout"],
+    [*SINGLE, "flip_crop+cutout", "flip+learned", "flip_crop+learned"],
     f"rows of the table, of {', '.join(SINGLE)}; + joins several, at most one learned",
 )
 
@@ -102,7 +103,7 @@ def _row(name: str, num_classes: int) -> tuple[programs.Policy, str | None]:
     """The policy of all images, and the form of the learned augmenter's loss if there is one."""
     parts = name.split("+")
     chain = [_policy(part, num_classes) for part in parts if part not in LEARNED]
-    form = next((part for part in parts if part in LEARNED), None)
+    form = next((LEARNED[part] for part in parts if part in LEARNED), None)
     return partial(_apply, chain), form
 
 
@@ -176,7 +177,7 @@ def _versions(
         )
         changed = steps.normalize(changed, mean, sd)
         if state.augmenter is not None:
-            changed, _ = state.augmenter(changed)
+            changed, _ = state.augmenter(changed, key)
         return steps.denormalize(changed, mean, sd)
 
     keys = jax.random.split(jax.random.key(0), PICTURES)
@@ -208,11 +209,7 @@ def _result(settings: cli.Settings, rows: Mapping[str, Sequence[phases.Phase]]) 
     }
     found = {name: accuracies for name, accuracies in found.items() if accuracies}
     records = metrics.read(settings.workdir / "metrics.jsonl")
-    seconds = {
-        name: sum(r["seconds"] for r in records if r["branch"] == name and r["seed"] in accuracies)
-        / len(accuracies)
-        for name, accuracies in found.items()
-    }
+    seconds = {name: _seconds_per_run(records, rows[name]) for name in found}
     table = {}
     for name in sorted(found, key=lambda name: -np.mean(list(found[name].values()))):
         accuracies = found[name]
@@ -245,6 +242,15 @@ def _result(settings: cli.Settings, rows: Mapping[str, Sequence[phases.Phase]]) 
         "config": settings.identity["config"],
         **run_folder.environment(),
     }
+
+
+def _seconds_per_run(records: Sequence[metrics.Record], legs: Sequence[phases.Phase]) -> float:
+    """Of a row: the median epoch of each phase times its epochs, whatever paused the machine."""
+    total = 0.0
+    for leg in legs:
+        own = [r for r in records if (r["branch"], r["phase"]) == (leg.branch, leg.kind)]
+        total += leg.epochs * float(np.median([r["seconds"] for r in own]))
+    return total
 
 
 def _statistics(values: Sequence[float]) -> dict[str, Any]:

@@ -148,6 +148,29 @@ class ScheduledClassifier:
 
 
 @dataclass(frozen=True)
+class MatchingAugmenter:
+    learning_rate: float = _field(1e-3, "Adam's", above=0)
+    unseen: float = _field(
+        0.1,
+        "share of the training images that the classifier never trains on, whose entropy the "
+        "augmented ones are to have",
+        above=0,
+        high=0.5,
+    )
+    every: int = _field(5, "the augmenter learns from one in so many images of a batch", low=1)
+    share: float = _field(0.5, "of the images that are transformed", above=0, high=1)
+    start_width: float = _field(
+        0.3, "half-width of a new augmenter's boxes, a share of the bounds", low=0.05, high=0.95
+    )
+    matching_weight: float = _field(10.0, "of the squared difference of the entropies", low=0)
+    guard_weight: float = _field(0.1, "of the cross-entropy of the augmented images", low=0)
+    width_weight: float = _field(0.02, "of the logarithms of the half-widths", low=0)
+    padding_mode: str = _field(
+        "zeros", "outside the image", choices=("zeros", "border", "reflection")
+    )
+
+
+@dataclass(frozen=True)
 class Comparison(Training):
     """Of all augmentations under one trainer."""
 
@@ -155,6 +178,7 @@ class Comparison(Training):
     classifier: ScheduledClassifier = ScheduledClassifier()
     augmenter: Augmenter = Augmenter()
     discriminator: Discriminator = Discriminator()
+    learned: MatchingAugmenter = MatchingAugmenter()
 
 
 PRESETS = {

@@ -118,7 +118,7 @@ def subset(dataset: Dataset, examples: int, seed: int) -> Dataset:
         )
     if seed < 0:
         raise ValueError(f"seed must be 0 or more, not {seed}")
-    chosen = _stratified(dataset.labels, examples, seed)
+    chosen = stratified(dataset.labels, examples, seed)
     return Dataset(dataset.images[chosen], dataset.labels[chosen], dataset.class_names)
 
 
@@ -130,7 +130,7 @@ def hold_out(dataset: Dataset, examples: int, seed: int) -> tuple[Dataset, Datas
     if examples >= len(dataset.images):
         raise ValueError(f"examples must be less than the {len(dataset.images)} images")
     held = subset(dataset, examples, seed)
-    chosen = np.isin(np.arange(len(dataset.images)), _stratified(dataset.labels, examples, seed))
+    chosen = np.isin(np.arange(len(dataset.images)), stratified(dataset.labels, examples, seed))
     rest = Dataset(dataset.images[~chosen], dataset.labels[~chosen], dataset.class_names)
     return rest, held
 
@@ -164,8 +164,11 @@ def _check_images(images: np.ndarray) -> None:
         )
 
 
-def _stratified(labels: np.ndarray, examples: int, seed: int) -> np.ndarray:
-    """Sorted indices of a stratified choice; shares are rounded by largest remainder."""
+def stratified(labels: np.ndarray, examples: int, seed: int) -> np.ndarray:
+    """Sorted indices of a stratified choice; shares are rounded by largest remainder.
+
+    labels: [N] integers; examples: in [0, N]; seed: >= 0.
+    """
     counts = np.bincount(labels)
     shares, remainders = np.divmod(counts * examples, len(labels))
     rest = examples - shares.sum()
@@ -457,7 +460,7 @@ def _digits_builder(data_dir: Path) -> Any:
     bunch: Any = load_digits()
     images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)
     in_test = np.zeros(len(images), bool)
-    in_test[_stratified(bunch.target, 360, seed=0)] = True
+    in_test[stratified(bunch.target, 360, seed=0)] = True
 
     class Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         code_path = None  # tfds 4.9.10 looks for it with a package that it does not require

@@ -13,7 +13,7 @@ import numpy as np
 from jax import Array
 
 from maxent_aug.losses import entropy
-from maxent_aug.spatial import affine_grid, decompose_affine, invert_affine
+from maxent_aug.spatial import AffineBounds, affine_grid, decompose_affine, invert_affine
 
 # Nobody sees less than this; used for the word "unchanged".
 VISIBLE_PX = 0.05
@@ -169,6 +169,27 @@ def summarise(images: dict[str, Any], mask: Any = None) -> dict[str, Array]:
     for name in ("entropy_before", "entropy_after", "outside_frame"):
         summary[name] = mean(images[name])
     return summary
+
+
+@jax.jit
+def boxes(centre: Array, half_width: Array) -> dict[str, Array]:
+    """What a `StochasticAugmenter` has learned, over images: has it collapsed?
+
+    A half-width near 0 is a constant transform, one near 1 the bound; a spread of 0 means that all
+    images have the same box.
+
+    Args:
+      centre, half_width: [N, 6], shares of the bounds.
+
+    Returns:
+      Scalars: for each coordinate of `AffineBounds` centre_NAME and half_width_NAME, means, and
+      spread_between: root mean square, over coordinates, of the distance to the mean box.
+    """
+    box = jnp.concatenate([centre, half_width], axis=-1)
+    found = {"spread_between": jnp.sqrt(jnp.mean(jnp.square(box - box.mean(0))))}
+    for name, c, w in zip(AffineBounds._fields, centre.mean(0), half_width.mean(0), strict=True):
+        found |= {f"centre_{name}": c, f"half_width_{name}": w}
+    return found
 
 
 def collapse(

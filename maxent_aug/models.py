@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from maxent_aug.spatial import warp_affine
+from maxent_aug.spatial import DEFAULT_BOUNDS, AffineBounds, bounded_affine, warp_affine
 
 he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 Conv3x3 = partial(nn.Conv, kernel_size=(3, 3), use_bias=False, kernel_init=he_normal)
@@ -120,28 +120,30 @@ def _downsample(x: Array, width: int, activation: Callable[[Array], Array]) -> A
     return x.reshape(x.shape[0], -1)
 
 
-class Localization(nn.Module):
-    """The localisation network of a spatial transformer: images [B, H, W, C] -> theta [B, 2, 3].
+def _identity(key: Array, shape: Sequence[int], dtype: Any) -> Array:
+    """An initialiser: the identity transform, row by row."""
+    del key
+    return jnp.eye(2, 3, dtype=dtype).reshape(shape)
 
-    Starts at the identity for every image: the last layer has zero weights and the identity as
-    bias, and a gradient that is not zero. Source: Jaderberg et al. 2015, section 3.1.
+
+class Localization(nn.Module):
+    """The localisation network of a spatial transformer: images [B, H, W, C] -> [B, outputs].
+
+    Starts at bias_init, by default the identity transform, for every image: the last layer has zero
+    weights, and a gradient that is not zero. Source: Jaderberg et al. 2015, section 3.1.
     """
 
     width: int = 16
     hidden: int = 64
+    outputs: int = 6
+    bias_init: Callable[..., Array] = _identity
 
     @nn.compact
     def __call__(self, images: Array) -> Array:
         x = _downsample(images.astype(jnp.float32), self.width, nn.relu)
         x = nn.relu(nn.Dense(self.hidden, kernel_init=he_normal)(x))
-        theta = nn.Dense(6, kernel_init=nn.initializers.zeros, bias_init=_identity)(x)
-        return theta.reshape(-1, 2, 3)
-
-
-def _identity(key: Array, shape: Sequence[int], dtype: Any) -> Array:
-    """An initialiser: the identity transform, row by row."""
-    del key
-    return jnp.eye(2, 3, dtype=dtype).reshape(shape)
+        zeros = nn.initializers.zeros
+        return nn.Dense(self.outputs, kernel_init=zeros, bias_init=self.bias_init)(x)
 
 
 class Augmenter(nn.Module):
@@ -159,10 +161,74 @@ class Augmenter(nn.Module):
     hidden: int = 64
 
     @nn.compact
-    def __call__(self, images: Array) -> tuple[Array, Array]:
-        """Maps images [B, H, W, C] to (augmented [B, H, W, C], theta [B, 2, 3])."""
-        theta = Localization(self.width, self.hidden)(images)
+    def __call__(self, images: Array, key: Array | None = None) -> tuple[Array, Array]:
+        """Maps images [B, H, W, C] to (augmented [B, H, W, C], theta [B, 2, 3]); draws nothing."""
+        del key
+        theta = Localization(self.width, self.hidden)(images).reshape(-1, 2, 3)
         return warp_affine(images, theta, padding_mode=self.padding_mode), theta
+
+
+class StochasticAugmenter(nn.Module):
+    """Learns for each image a box of affine transforms, and applies one drawn from it.
+
+    The six coordinates of the transform are bounds * (centre + half_width * r), r uniform in
+    [-1, 1]; |centre| + half_width <= 1, so that no bound is ever passed, and half_width is at least
+    `least_width`, so that the transform cannot become a constant. The draw is differentiable in
+    both (Kingma and Welling 2014, the reparametrisation).
+
+    Attributes:
+      bounds: of the coordinates.
+      padding_mode: what lies outside the image, as in `grid_sample`.
+      start_width: half_width of every coordinate of a new augmenter, between least_width and 1.
+      least_width: above 0.
+      share: of the images that are transformed; the others stay as they are.
+      width, hidden: size of the localisation network.
+    """
+
+    bounds: AffineBounds = DEFAULT_BOUNDS
+    padding_mode: str = "zeros"
+    start_width: float = 0.3
+    least_width: float = 0.02
+    share: float = 0.5
+    width: int = 16
+    hidden: int = 64
+
+    def setup(self) -> None:
+        room = 1 - self.least_width
+        start = (self.start_width - self.least_width) / room
+        odds = jnp.log(start / (1 - start))
+
+        def bias(key: Array, shape: Sequence[int], dtype: Any) -> Array:
+            del key
+            return jnp.where(jnp.arange(shape[0]) < 6, 0.0, odds).astype(dtype)
+
+        self.localization = Localization(self.width, self.hidden, outputs=12, bias_init=bias)
+
+    def box(self, images: Array) -> tuple[Array, Array]:
+        """Maps images [B, H, W, C] to (centre, half_width), [B, 6] shares of the bounds."""
+        raw_centre, raw_width = jnp.split(self.localization(images), 2, axis=-1)
+        half_width = self.least_width + (1 - self.least_width) * nn.sigmoid(raw_width)
+        return (1 - half_width) * jnp.tanh(raw_centre), half_width
+
+    def draw(self, box: tuple[Array, Array], key: Array, *, share: float | None = None) -> Array:
+        """theta [B, 2, 3] drawn from each image's box, or the identity, for 1 - share of them."""
+        centre, half_width = box
+        place_key, chosen_key = jax.random.split(key)
+        place = jax.random.uniform(place_key, centre.shape, minval=-1.0)
+        share = self.share if share is None else share
+        chosen = jax.random.bernoulli(chosen_key, share, (len(centre), 1))
+        return bounded_affine(jnp.where(chosen, centre + half_width * place, 0.0), self.bounds)
+
+    def __call__(self, images: Array, key: Array) -> tuple[Array, Array]:
+        """Maps images [B, H, W, C] to (augmented [B, H, W, C], theta [B, 2, 3])."""
+        theta = self.draw(self.box(images), key)
+        return warp_affine(images, theta, padding_mode=self.padding_mode), theta
+
+    def transform(self, images: Array, key: Array) -> tuple[Array, Array, Array, Array]:
+        """(augmented, theta, centre, half_width), every image transformed, whatever `share` is."""
+        box = self.box(images)
+        theta = self.draw(box, key, share=1.0)
+        return warp_affine(images, theta, padding_mode=self.padding_mode), theta, *box
 
 
 class Discriminator(nn.Module):

@@ -22,7 +22,7 @@ from maxent_aug.config import (
 
 # All that is random in a phase is drawn from fold_in(key(seed), KINDS[kind]); so a classifier that
 # is trained in one phase begins as one that is pretrained.
-KINDS = {"pretrain": 0, "augment": 1, "finetune": 2, "train": 0}
+KINDS = {"pretrain": 0, "augment": 1, "finetune": 2, "train": 0, "joint": 0}
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class Phase:
     eval_step: Callable[..., steps.Metrics]
     follows: "Phase | None" = None
     policy: programs.Policy = programs.unchanged
+    unseen: programs.Unseen = programs.ALL_SEEN
 
     @property
     def name(self) -> str:
@@ -77,14 +78,15 @@ def comparison(
     num_classes: int,
     steps_per_epoch: int,
 ) -> dict[str, tuple[Phase, ...]]:
-    """One phase for a fixed policy; for a learned augmenter the paper's three.
+    """One phase for a fixed policy or a joint one; for the paper's augmenter its three.
 
-    Each row's classifier gets the same number of updates under the same learning rates. A learned
+    Each row's classifier gets the same number of updates under the same learning rates. The paper's
     augmenter is trained when it has had half of them, and makes the images of the other half.
 
     Args:
       config: of all rows.
-      rows: by name, the policy of all images and the form of the augmenter's loss, None for none.
+      rows: by name, the policy of all images and what the augmenter learns from: a form of the
+        paper's loss, "unseen" images (`steps.joint_step`), or None for no augmenter.
       image_shape: (H, W, C).
       num_classes: m.
       steps_per_epoch: with config.epochs.train, the length of the cosine.
@@ -101,6 +103,9 @@ def comparison(
         if form is None:
             phases[row] = (train("train", config.epochs.train, begin, *_CLASSIFIER),)
             continue
+        if form == "unseen":
+            phases[row] = (_joint(train, config, begin, image_shape),)
+            continue
         pretrain = train("pretrain", half, begin, *_CLASSIFIER)
         game = _augment_steps(config.augmenter, form)
         augment = train("augment", config.epochs.augment, begin_augment, *game, pretrain)
@@ -108,6 +113,38 @@ def comparison(
         finetune = train("finetune", rest, _drop_discriminator, *_CLASSIFIER, augment)
         phases[row] = (pretrain, augment, finetune)
     return phases
+
+
+def _joint(
+    make: Callable[..., Phase],
+    config: Comparison,
+    begin_classifier: Callable[..., steps.State],
+    image_shape: tuple[int, ...],
+) -> Phase:
+    """Classifier and stochastic augmenter together, from the start."""
+    learned = config.learned
+    augmenter = models.StochasticAugmenter(
+        padding_mode=learned.padding_mode,
+        start_width=learned.start_width,
+        share=learned.share,
+    )
+    tx = optax.adam(learned.learning_rate)
+
+    def begin(start: None, key: Array) -> steps.State:
+        augmenter_key = jax.random.fold_in(key, 1)
+        created = steps.create_model_state(augmenter, augmenter_key, image_shape, tx, key)
+        running = {"augmented": jnp.zeros(()), "unseen": jnp.zeros(())}
+        created = created.replace(batch_stats=running)
+        return begin_classifier(start, key).replace(augmenter=created)
+
+    step = partial(
+        steps.joint_step,
+        matching_weight=learned.matching_weight,
+        guard_weight=learned.guard_weight,
+        width_weight=learned.width_weight,
+    )
+    unseen = programs.Unseen(learned.unseen, max(1, config.batch_size // learned.every))
+    return make("joint", config.epochs.train, begin, step, steps.joint_eval_step, unseen=unseen)
 
 
 _CLASSIFIER = steps.classifier_step, steps.eval_step

@@ -7,7 +7,7 @@ set with `functools.partial`. All run under `jit`.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ from maxent_aug.operations import (
     in_dtype,
     pixels_at,
 )
-from maxent_aug.spatial import affine_matrix, warp_affine
+from maxent_aug.spatial import DEFAULT_BOUNDS, AffineBounds, bounded_affine, warp_affine
 
 # What RandAugment and TrivialAugment draw from: all but invert, which only AutoAugment has.
 _DRAWN = len(OPERATIONS) - 1
@@ -62,23 +62,6 @@ _CIFAR10_POLICY = (
 
 ImagePolicy = Callable[..., Array]
 MixingPolicy = Callable[..., tuple[Array, Array]]
-
-
-class AffineBounds(NamedTuple):
-    """Largest absolute value of each coordinate of `random_affine`.
-
-    tx and ty in normalised units (2 is the full width), rotation in radians.
-    """
-
-    tx: float = 0.25
-    ty: float = 0.25
-    rotation: float = float(np.radians(30))
-    log_scale: float = float(np.log(1.3))
-    log_aspect: float = float(np.log(1.2))
-    shear: float = 0.3
-
-
-DEFAULT_BOUNDS = AffineBounds()
 
 
 def compose(*policies: Callable[..., Any]) -> Callable[..., Any]:
@@ -179,23 +162,9 @@ def random_affine(
       ValueError: on other images or padding_mode, or bounds that are not six numbers, at least 0.
     """
     images = check_images(images)
-    theta = _random_theta(key, len(images), bounds)
+    shares = jax.random.uniform(key, (len(images), 6), minval=-1.0)
+    theta = bounded_affine(shares, bounds)
     return in_dtype(warp_affine(images, theta, padding_mode=padding_mode), images.dtype)
-
-
-def _random_theta(key: Array, batch: int, bounds: AffineBounds | tuple[float, ...]) -> Array:
-    if len(bounds) != 6 or min(bounds) < 0:
-        raise ValueError(f"bounds must be six numbers, each at least 0, got {tuple(bounds)}")
-    tx, ty, rotation, log_scale, log_aspect, shear = (
-        jax.random.uniform(key, (batch, 6), minval=-1.0) * jnp.array(bounds)
-    ).T
-    return affine_matrix(
-        rotation=rotation,
-        log_scale=log_scale,
-        log_aspect=log_aspect,
-        shear=shear,
-        translation=jnp.stack([tx, ty], -1),
-    )
 
 
 def cutout(key: Array, images: ArrayLike, *, size: int = 16, fill: ArrayLike = 0) -> Array:

@@ -9,7 +9,7 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -53,10 +53,24 @@ class Data(struct.PyTreeNode):
 
 
 class Plan(struct.PyTreeNode):
-    """What is random in an epoch: the order of the images, and the key of its steps."""
+    """What is random in an epoch: the order of the images, and the key of its steps.
+
+    And, where a phase has them, the indices of the training images that are never trained on.
+    """
 
     order: Array
     key: Array
+    unseen: Array
+
+
+class Unseen(NamedTuple):
+    """A share of the training images that is not trained on, and how many of them a step gets."""
+
+    share: float
+    batch_size: int
+
+
+ALL_SEEN = Unseen(0.0, 0)
 
 
 # (key, uint8 images, labels, classify) -> (images of 0 to 255, labels or probabilities), for a
@@ -102,9 +116,16 @@ def put_data(train: Dataset, test: Dataset, mesh: Mesh) -> Data:
 
 @keep_programs
 def train_program(
-    step: Callable, mesh: Mesh, batch_size: int, unrolled: bool, policy: Policy = unchanged
+    step: Callable,
+    mesh: Mesh,
+    batch_size: int,
+    unrolled: bool,
+    policy: Policy = unchanged,
+    unseen_batch_size: int = 0,
 ) -> Callable:
     """Compiles steps first..last - 1 of an epoch into one program; the state is donated.
+
+    With an `unseen_batch_size` the step gets so many unseen images, drawn anew, as `unseen`.
 
     With `unrolled` it is a single step: XLA runs convolutions inside a loop many times slower on
     a CPU (jax issue 12868).
@@ -125,7 +146,14 @@ def train_program(
             data.train_labels[index],
             lambda images: state.classifier(normalize(images)),
         )
-        state, metrics = step(state, normalize(images), labels, step_key)
+        unseen = {}
+        if unseen_batch_size:
+            draw_key, step_key = jax.random.split(step_key)
+            index = jax.random.choice(draw_key, plan.unseen, (unseen_batch_size,))
+            if unseen_batch_size % mesh.size == 0:
+                index = jax.lax.with_sharding_constraint(index, sharded)
+            unseen["unseen"] = normalize(data.train_images[index])
+        state, metrics = step(state, normalize(images), labels, step_key, **unseen)
         finite = jnp.isfinite(jnp.stack(jax.tree.leaves(metrics))).all()
         bad = jnp.where(finite, NEVER, i)
         return state, {
@@ -171,12 +199,13 @@ def zero_sums(names: Iterable[str], mesh: Mesh) -> Any:
     return put(mesh, sums)[0]
 
 
-def metric_names(step: Callable, state: Any, data: Data) -> list[str]:
+def metric_names(step: Callable, state: Any, data: Data, unseen: bool = False) -> list[str]:
     """The names of the metrics that a step returns."""
     image = jax.ShapeDtypeStruct((1, *data.train_images.shape[1:]), jnp.float32)
     label = jax.ShapeDtypeStruct((1,), jnp.int32)
     key = jax.eval_shape(jax.random.key, 0)
-    return list(jax.eval_shape(step, state, image, label, key)[1])
+    images = {"unseen": image} if unseen else {}
+    return list(jax.eval_shape(step, state, image, label, key, **images)[1])
 
 
 @keep_programs
@@ -208,12 +237,18 @@ def evaluate(
 
 
 @keep_programs
-def plan_program(mesh: Mesh, examples: int) -> Callable:
-    """Compiles (key of the order, key of the steps, epoch) -> the epoch's `Plan`."""
+def plan_program(mesh: Mesh) -> Callable:
+    """Compiles (key of the order, key of the steps, seen, unseen, epoch) -> the epoch's `Plan`.
+
+    An epoch is as long as all training images; those that are trained on, `seen`, begin again.
+    """
 
     @partial(jax.jit, out_shardings=NamedSharding(mesh, P()))
-    def plan(order_key: Array, step_key: Array, epoch: Array) -> Plan:
-        order = jax.random.permutation(jax.random.fold_in(order_key, epoch), examples)
-        return Plan(order, jax.random.fold_in(step_key, epoch))
+    def plan(order_key: Array, step_key: Array, seen: Array, unseen: Array, epoch: Array) -> Plan:
+        key, examples = jax.random.fold_in(order_key, epoch), len(seen) + len(unseen)
+        rounds = math.ceil(examples / len(seen))
+        keys = [key, *(jax.random.fold_in(key, i) for i in range(1, rounds))]
+        order = jnp.concatenate([jax.random.permutation(k, seen) for k in keys])[:examples]
+        return Plan(order, jax.random.fold_in(step_key, epoch), unseen)
 
     return plan

@@ -8,9 +8,11 @@ import math
 from collections.abc import Sequence
 from functools import partial
 from numbers import Integral
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
 
@@ -61,6 +63,54 @@ def affine_matrix(
     entries = (cos * sx, (cos * shear - sin) * sy, tx, sin * sx, (sin * shear + cos) * sy, ty)
     entries = jnp.broadcast_arrays(*entries)
     return jnp.stack(entries, axis=-1).reshape(*entries[0].shape, 2, 3)
+
+
+class AffineBounds(NamedTuple):
+    """Largest absolute value of each coordinate of a bounded affine transform.
+
+    tx and ty in normalised units (2 is the full width), rotation in radians.
+    """
+
+    tx: float = 0.25
+    ty: float = 0.25
+    rotation: float = float(np.radians(30))
+    log_scale: float = float(np.log(1.3))
+    log_aspect: float = float(np.log(1.2))
+    shear: float = 0.3
+
+
+DEFAULT_BOUNDS = AffineBounds()
+
+
+def bounded_affine(
+    shares: ArrayLike, bounds: AffineBounds | tuple[float, ...] = DEFAULT_BOUNDS
+) -> jax.Array:
+    """theta whose six coordinates are shares of their bounds: `affine_matrix` of shares * bounds.
+
+    Args:
+      shares: [..., 6] in [-1, 1], in the order of `AffineBounds`; 0 is the identity.
+      bounds: six numbers, at least 0.
+
+    Returns:
+      theta [..., 2, 3], at least float32.
+
+    Raises:
+      ValueError: on other shapes or bounds.
+    """
+    shares = _at_least_float32(shares)
+    if len(bounds) != 6 or min(bounds) < 0:
+        raise ValueError(f"bounds must be six numbers, each at least 0, got {tuple(bounds)}")
+    if shares.shape[-1:] != (6,):
+        raise ValueError(f"shares must be [..., 6], got {shares.shape}")
+    coordinates = shares * jnp.array(bounds)
+    tx, ty, rotation, log_scale, log_aspect, shear = jnp.moveaxis(coordinates, -1, 0)
+    return affine_matrix(
+        rotation=rotation,
+        log_scale=log_scale,
+        log_aspect=log_aspect,
+        shear=shear,
+        translation=jnp.stack([tx, ty], -1),
+    )
 
 
 def decompose_affine(theta: ArrayLike) -> dict[str, jax.Array]:

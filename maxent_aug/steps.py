@@ -1,8 +1,9 @@
 """One pure step a phase: (state, images, labels, key) -> (state, metrics), and evaluations.
 
-Phases 1 and 3 change the classifier alone, phase 2 the augmenter and the discriminator alone.
-Images are float32, normalised (see `normalize`); metrics are scalars, means over the batch.
-The key is for what is random in a step; the steps of the paper draw nothing.
+Phases 1 and 3 change the classifier alone, phase 2 the augmenter and the discriminator alone, the
+joint phase classifier and augmenter. Images are float32, normalised (see `normalize`); metrics are
+scalars, means over the batch. The key is for what is random in a step; the steps of the paper draw
+nothing.
 """
 
 from collections.abc import Callable
@@ -26,9 +27,10 @@ class ModelState(TrainState):
 
     batch_stats: Any = struct.field(default_factory=dict)
 
-    def __call__(self, images: Array) -> Any:
+    def __call__(self, *inputs: Any, **options: Any) -> Any:
         """The network's output in evaluation mode."""
-        return self.apply_fn({"params": self.params, "batch_stats": self.batch_stats}, images)
+        variables = {"params": self.params, "batch_stats": self.batch_stats}
+        return self.apply_fn(variables, *inputs, **options)
 
 
 class State(struct.PyTreeNode):
@@ -40,7 +42,11 @@ class State(struct.PyTreeNode):
 
 
 def create_model_state(
-    module: nn.Module, key: Array, image_shape: tuple[int, ...], tx: optax.GradientTransformation
+    module: nn.Module,
+    key: Array,
+    image_shape: tuple[int, ...],
+    tx: optax.GradientTransformation,
+    *inputs: Any,
 ) -> ModelState:
     """Initialises a network.
 
@@ -49,8 +55,9 @@ def create_model_state(
       key: a typed random key.
       image_shape: (H, W, C).
       tx: the optimiser.
+      inputs: what the module takes beside the images; of a `StochasticAugmenter` a key.
     """
-    variables = jax.jit(module.init)(key, jnp.zeros((1, *image_shape)))
+    variables = jax.jit(module.init)(key, jnp.zeros((1, *image_shape)), *inputs)
     state = ModelState.create(
         apply_fn=module.apply,
         params=variables["params"],
@@ -80,13 +87,17 @@ def classifier_step(
       state: its augmenter, frozen here, may be None.
       images: [B, H, W, C] normalised.
       labels: [B] integers, or [B, m] probabilities.
-      key: a typed random key, unused.
+      key: a typed random key, for the augmenter's draws.
     """
-    del key
     if state.augmenter is not None:
-        images, _ = state.augmenter(images)
-    classifier = state.classifier
+        images, _ = state.augmenter(images, key)
+    classifier, metrics = _classifier_update(state.classifier, images, labels)
+    return state.replace(classifier=classifier), metrics
 
+
+def _classifier_update(
+    classifier: ModelState, images: Array, labels: Array
+) -> tuple[ModelState, Metrics]:
     def loss_fn(params: Any) -> tuple[Array, tuple[Array, Any]]:
         logits, updates = classifier.apply_fn(
             {"params": params, "batch_stats": classifier.batch_stats},
@@ -98,8 +109,7 @@ def classifier_step(
 
     grads, (logits, batch_stats) = jax.grad(loss_fn, has_aux=True)(classifier.params)
     classifier = classifier.apply_gradients(grads=grads, batch_stats=batch_stats)
-    metrics = jax.tree.map(jnp.mean, _classifier_metrics(logits, labels))
-    return state.replace(classifier=classifier), metrics
+    return classifier, jax.tree.map(jnp.mean, _classifier_metrics(logits, labels))
 
 
 def loss_prediction_step(
@@ -189,6 +199,109 @@ def adversarial_step(
     return augmenter, discriminator, {"loss": loss, "discriminator_loss": d_loss, **metrics}
 
 
+def matching_step(
+    augmenter: ModelState,
+    images: Array,
+    labels: Array,
+    unseen: Array,
+    classify: Callable[[Array], Array],
+    key: Array,
+    *,
+    matching_weight: float = 10.0,
+    guard_weight: float = 0.1,
+    width_weight: float = 0.02,
+    memory: float = 0.95,
+) -> tuple[ModelState, Metrics]:
+    """One update of a stochastic augmenter towards images as uncertain as images never seen.
+
+    With h = H / log2 m, minimises
+
+      matching_weight (h(augmented) - h(unseen))^2 + guard_weight CE(augmented)
+        - width_weight sum_k log half_width_k,
+
+    where both h are means over the images of the last steps, the augmenter's `batch_stats`, so
+    that a few images a step are enough. The first term cannot be met by the identity, since a
+    classifier is surer of what it has trained on, nor by destroying the image; the second keeps
+    the class recognisable; the third is the entropy of the transform itself.
+
+    Args:
+      augmenter: of a `StochasticAugmenter`.
+      images: [B, H, W, C] normalised, of those that the classifier trains on.
+      labels: [B] integers, or [B, m] probabilities.
+      unseen: [U, H, W, C] normalised, of images that the classifier never trains on.
+      classify: a frozen classifier, images -> logits [B, m]; any differentiable function.
+      key: a typed random key.
+      matching_weight, guard_weight, width_weight: of the three terms.
+      memory: share of the running means that is kept in a step, in [0, 1).
+    """
+    most = jnp.log2(classify(unseen[:1]).shape[-1])
+    first = augmenter.step == 0
+
+    def remember(name: str, value: Array) -> Array:
+        kept = augmenter.batch_stats[name] if augmenter.batch_stats else value
+        return jnp.where(first, value, memory * kept + (1 - memory) * value)
+
+    entropy_unseen = remember("unseen", losses.entropy(classify(unseen)).mean() / most)
+
+    def loss_fn(params: Any) -> tuple[Array, Metrics]:
+        augmented, _, centre, half_width = augmenter.apply_fn(
+            {"params": params}, images, key, method="transform"
+        )
+        logits = classify(augmented)
+        entropy = losses.entropy(logits).mean() / most
+        running = jax.lax.stop_gradient(remember("augmented", entropy))
+        # The gradient of the square of the running difference, as if all of it were of this step.
+        match = 2 * (running - entropy_unseen) * entropy
+        guard = losses.cross_entropy(logits, labels).mean()
+        reward = jnp.log(half_width).sum(-1).mean()
+        loss = matching_weight * match + guard_weight * guard - width_weight * reward
+        return loss, {
+            "augmenter_loss": loss,
+            "entropy_augmented": running,
+            "entropy_unseen": entropy_unseen,
+            "guard": guard,
+            "half_width": half_width.mean(),
+            "centre": jnp.abs(centre).mean(),
+        }
+
+    grads, metrics = jax.grad(loss_fn, has_aux=True)(augmenter.params)
+    running = {"augmented": metrics["entropy_augmented"], "unseen": entropy_unseen}
+    return augmenter.apply_gradients(grads=grads, batch_stats=running), metrics
+
+
+def joint_step(
+    state: State, images: Array, labels: Array, key: Array, unseen: Array, **options: Any
+) -> tuple[State, Metrics]:
+    """The joint phase: an update of the classifier on the augmenter's images, one of the augmenter.
+
+    The augmenter learns from every n-th image of the batch, as many as are unseen.
+
+    Args:
+      state: without a discriminator.
+      images: [B, H, W, C] normalised.
+      labels: [B] integers, or [B, m] probabilities.
+      key: a typed random key.
+      unseen: [U, H, W, C] normalised, U <= B.
+      options: of `matching_step`.
+    """
+    if state.augmenter is None:
+        raise ValueError("the joint phase needs a state with an augmenter")
+    key, matching_key = jax.random.split(key)
+    augmented, _ = state.augmenter(images, key)
+    classifier, metrics = _classifier_update(state.classifier, augmented, labels)
+    every = len(images) // len(unseen)
+    augmenter, matching_metrics = matching_step(
+        state.augmenter,
+        images[::every],
+        labels[::every],
+        unseen,
+        state.classifier,
+        matching_key,
+        **options,
+    )
+    return state.replace(classifier=classifier, augmenter=augmenter), metrics | matching_metrics
+
+
 def augment_step(
     state: State, images: Array, labels: Array, key: Array, **options: Any
 ) -> tuple[State, Metrics]:
@@ -217,6 +330,30 @@ def _classifier_metrics(logits: Array, labels: Array) -> Metrics:
         "loss": losses.cross_entropy(logits, labels),
         "accuracy": (logits.argmax(-1) == likeliest).astype(jnp.float32),
         "entropy": losses.entropy(logits),
+    }
+
+
+def joint_eval_step(state: State, images: Array, labels: Array) -> Metrics:
+    """`eval_step`, and what a stochastic augmenter does to the same images, each drawn once.
+
+    Returns:
+      `eval_step`'s values [B], logits [B, m] before and after the augmentation, theta [B, 2, 3],
+      centre and half_width [B, 6], and augmented_accuracy [B].
+    """
+    if state.augmenter is None:
+        raise ValueError("the joint phase needs a state with an augmenter")
+    augmented, theta, centre, half_width = state.augmenter(
+        images, jax.random.key(0), method="transform"
+    )
+    logits, logits_after = state.classifier(images), state.classifier(augmented)
+    return {
+        **_classifier_metrics(logits, labels),
+        "theta": theta,
+        "centre": centre,
+        "half_width": half_width,
+        "logits_before": logits,
+        "logits_after": logits_after,
+        "augmented_accuracy": (logits_after.argmax(-1) == labels).astype(jnp.float32),
     }
 
 

@@ -24,6 +24,7 @@ from jax.sharding import Mesh
 
 from maxent_aug import checkpoint, diagnostics, metrics, processes, programs, steps
 from maxent_aug.config import Training
+from maxent_aug.data import stratified
 from maxent_aug.metrics import MetricsWriter
 from maxent_aug.phases import KINDS, Phase
 from maxent_aug.progress import Progress
@@ -132,6 +133,8 @@ class Leg:
     manager: Any
     order_key: Array
     step_key: Array
+    seen: Array  # indices of the training images that are trained on, and of the others
+    unseen: Array
 
     def where(self, epoch: int) -> dict[str, Any]:
         """What a record of metrics is filed under; epochs count from 1."""
@@ -163,7 +166,8 @@ def train_phase(run: Run, phase: Phase, seed: int, start: steps.State | None) ->
     begin = partial(phase.begin, start, init_key)
     folder = _folder(run, phase, seed)
     with processes.open_on_first(partial(checkpoint.open_manager, folder)) as manager:
-        leg = Leg(run, phase, seed, manager, *programs.put(run.mesh, *keys))
+        parts = _split(run, phase, seed)
+        leg = Leg(run, phase, seed, manager, *programs.put(run.mesh, *keys, *parts))
         try:
             position, at = _resume_or_begin(leg, begin)
             run.clock.skip(phase.kind, position // run.steps_per_epoch)
@@ -177,6 +181,14 @@ def train_phase(run: Run, phase: Phase, seed: int, start: steps.State | None) ->
     return at.state
 
 
+def _split(run: Run, phase: Phase, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the training images that the phase trains on, and of its unseen ones, by class."""
+    labels = jax.device_get(run.data.train_labels)
+    count = round(phase.unseen.share * len(labels))
+    unseen = stratified(labels, count, seed) if count else np.arange(0)
+    return np.setdiff1d(np.arange(len(labels)), unseen).astype(np.int32), unseen.astype(np.int32)
+
+
 def _folder(run: Run, phase: Phase, seed: int) -> Path:
     return run.workdir / "checkpoints" / f"seed{seed}" / phase.name
 
@@ -185,7 +197,8 @@ def _resume_or_begin(leg: Leg, begin: Callable[[], steps.State]) -> tuple[int, E
     """The steps of the phase done so far, and where that is in their epoch."""
     run = leg.run
     abstract = jax.eval_shape(begin)
-    sums = programs.zero_sums(programs.metric_names(leg.phase.step, abstract, run.data), run.mesh)
+    names = programs.metric_names(leg.phase.step, abstract, run.data, leg.phase.unseen.share > 0)
+    sums = programs.zero_sums(names, run.mesh)
     like = {"state": abstract, "sums": sums}
     position, leaves = processes.on_first(partial(_restore, leg, like))
     if not leaves:
@@ -250,10 +263,16 @@ def _train_steps(leg: Leg, epoch: int, at: Epoch) -> tuple[Epoch, float]:
     """The rest of an epoch's steps: its end, and images/s."""
     run, phase = leg.run, leg.phase
     program = programs.train_program(
-        phase.step, run.mesh, run.config.batch_size, run.steps_per_call == 1, phase.policy
+        phase.step,
+        run.mesh,
+        run.config.batch_size,
+        run.steps_per_call == 1,
+        phase.policy,
+        phase.unseen.batch_size,
     )
-    plan_program = programs.plan_program(run.mesh, len(run.data.train_images))
-    plan = plan_program(leg.order_key, leg.step_key, *programs.put(run.mesh, np.int32(epoch)))
+    number = programs.put(run.mesh, np.int32(epoch))[0]
+    keys = leg.order_key, leg.step_key
+    plan = programs.plan_program(run.mesh)(*keys, leg.seen, leg.unseen, number)
     first, started = at.step, time.perf_counter()
     while at.step < run.steps_per_epoch:
         last = min(at.step + run.steps_per_call, run.steps_per_epoch)
@@ -334,12 +353,17 @@ def _evaluation_record(run: Run, phase: Phase, state: steps.State) -> dict[str, 
         theta, before, after = programs.put(run.mesh, theta, before, after)
         collapse = diagnostics.collapse(theta, (height, width), before, after)
         record = {name: float(value) for name, value in jax.device_get(collapse).items()}
+        if "half_width" in values:
+            boxes = diagnostics.boxes(*(values.pop(k) for k in ("centre", "half_width")))
+            record |= {name: float(value) for name, value in jax.device_get(boxes).items()}
     return record | {f"test_{name}": float(value.mean()) for name, value in values.items()}
 
 
 def _show(run: Run, phase: Phase, where: dict[str, Any], record: dict, rate: float) -> None:
     names = {"train_loss": "loss", "train_accuracy": "train", "test_accuracy": "test"}
-    if phase.kind == "augment":
+    if phase.kind == "joint":
+        names |= {"train_half_width": "half-width"}
+    elif phase.kind == "augment":
         names = {
             "distance_from_identity": "from identity",
             "spread": "spread",

@@ -21,7 +21,7 @@ from maxent_aug.config import COMPARISON_PRESETS, ComparedEpochs, Comparison
 CONFIG = Comparison(
     epochs=ComparedEpochs(train=2, augment=1), batch_size=16, eval_batch_size=16, evaluate_every=2
 )
-ROWS = ("identity", "flip+cutmix", "flip+intended")
+ROWS = ("identity", "flip+cutmix", "flip+intended", "flip+learned")
 known_legs = {}
 
 
@@ -67,7 +67,7 @@ def test_every_row_trains_and_a_stopped_run_ends_the_same(go, tmp_path, monkeypa
 
     def stopping(leg, epoch, at):
         trained.append((leg.seed, leg.phase.branch, leg.phase.kind, epoch))
-        if len(trained) in (3, 8):
+        if len(trained) in (3, 9):
             os.kill(os.getpid(), signal.SIGTERM)
         return real(leg, epoch, at)
 

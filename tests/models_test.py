@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from maxent_aug import models
+from maxent_aug.spatial import DEFAULT_BOUNDS, decompose_affine, warp_affine
 
 SHAPES = [(32, 32, 3), (8, 8, 1), (28, 20, 1), (4, 4, 2)]
 
@@ -95,6 +96,79 @@ def test_augmenter_starts_at_the_identity_with_a_gradient(shape, padding_mode):
         return jnp.sum(augmented * jnp.linspace(0, 1, images.size).reshape(images.shape))
 
     last = jax.jit(jax.grad(loss))(params)["params"]["Localization_0"]["Dense_1"]
+    assert np.all(np.abs(last["bias"]) > 1e-4)
+    assert np.max(np.abs(last["kernel"])) > 1e-4
+
+
+def stochastic(seed=None, **options):
+    """A stochastic augmenter's module, variables, and images; with a seed, of random weights."""
+    module = models.StochasticAugmenter(**options)
+    images = jax.random.normal(jax.random.key(0), (200, 8, 8, 1))
+    variables = jax.jit(module.init)(jax.random.key(1), images, jax.random.key(2))
+    if seed is not None:
+        leaves, tree = jax.tree.flatten(variables)
+        keys = jax.random.split(jax.random.key(seed), len(leaves))
+        noisy = [x + 2 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+        variables = jax.tree.unflatten(tree, noisy)
+    return module, variables, images
+
+
+def coordinates(theta):
+    """The six coordinates of theta, [N, 6], in the order of AffineBounds."""
+    parts = decompose_affine(theta)
+    assert not np.any(parts["flip"])
+    names = ("rotation", "log_scale", "log_aspect", "shear")
+    return np.column_stack([parts["translation"], *(parts[name] for name in names)])
+
+
+@pytest.mark.parametrize("start", [0.1, 0.5, 0.9])
+def test_a_new_stochastic_augmenter_draws_from_its_start_width(start):
+    module, variables, images = stochastic(start_width=start)
+    centre, half_width = module.apply(variables, images, method="box")
+    np.testing.assert_allclose(half_width, np.full((200, 6), start), rtol=1e-5)
+    np.testing.assert_array_equal(centre, np.zeros((200, 6)))
+    augmented, theta, *_ = jax.jit(partial(module.apply, method="transform"))(
+        variables, images, jax.random.key(3)
+    )
+    drawn = coordinates(theta) / np.array(DEFAULT_BOUNDS)
+    assert np.all(np.abs(drawn) <= start + 1e-4)
+    assert np.all(np.abs(drawn).max(0) > 0.9 * start)
+    assert np.all(np.abs(drawn.mean(0)) < 5 * start / np.sqrt(3 * 200))
+    assert np.abs(np.corrcoef(drawn.T) - np.eye(6)).max() < 0.35
+    np.testing.assert_allclose(augmented, warp_affine(images, theta), atol=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_weights_lead_a_stochastic_augmenter_past_its_bounds(seed):
+    module, variables, images = stochastic(seed, least_width=0.05)
+    centre, half_width = module.apply(variables, images, method="box")
+    assert np.all(np.abs(centre) + half_width <= 1 + 1e-6)
+    assert np.all(half_width >= 0.05)
+    assert np.ptp(np.asarray(centre), axis=0).max() > 0.1  # of each image its own
+    theta = module.apply(variables, images, jax.random.key(3), method="transform")[1]
+    away = np.abs(coordinates(theta) - centre * np.array(DEFAULT_BOUNDS))
+    assert np.all(away <= half_width * np.array(DEFAULT_BOUNDS) + 1e-3)
+
+
+def test_a_stochastic_augmenter_transforms_its_share_of_the_images():
+    module, variables, images = stochastic(share=0.25)
+    augmented, theta = module.apply(variables, images, jax.random.key(3))
+    same = np.all(np.isclose(theta, np.eye(2, 3), atol=1e-6), axis=(1, 2))
+    assert 0.6 < same.mean() < 0.9  # 200 images: 0.75, five deviations of 0.03
+    np.testing.assert_allclose(augmented[same], images[same], atol=1e-5)
+    again = module.apply(variables, images, jax.random.key(3))[1]
+    np.testing.assert_array_equal(theta, again)
+    assert np.any(theta != module.apply(variables, images, jax.random.key(4))[1])
+
+
+def test_a_stochastic_augmenter_has_a_gradient_in_centre_and_width():
+    module, variables, images = stochastic()
+
+    def loss(variables):
+        augmented, *_ = module.apply(variables, images, jax.random.key(3), method="transform")
+        return jnp.sum(augmented * jnp.linspace(0, 1, images.size).reshape(images.shape))
+
+    last = jax.jit(jax.grad(loss))(variables)["params"]["localization"]["Dense_1"]
     assert np.all(np.abs(last["bias"]) > 1e-4)
     assert np.max(np.abs(last["kernel"])) > 1e-4
 

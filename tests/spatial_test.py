@@ -13,8 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maxent_aug.spatial import (
+    AffineBounds,
     affine_grid,
     affine_matrix,
+    bounded_affine,
     decompose_affine,
     grid_sample,
     invert_affine,
@@ -112,6 +114,27 @@ def test_decompose_has_finite_gradients(theta):
         return sum(v.sum() for k, v in decompose_affine(theta).items() if k != "flip")
 
     chex.assert_tree_all_finite(jax.grad(total)(jnp.asarray(theta, jnp.float32)))
+
+
+def test_bounded_affine_is_affine_matrix_of_shares_of_the_bounds():
+    shares = np.random.default_rng(0).uniform(-1, 1, (5, 2, 6)).astype(np.float32)
+    bounds = AffineBounds(shear=0.7)
+    tx, ty, rotation, log_scale, log_aspect, shear = np.moveaxis(shares * np.array(bounds), -1, 0)
+    expected = affine_matrix(
+        rotation=rotation,
+        log_scale=log_scale,
+        log_aspect=log_aspect,
+        shear=shear,
+        translation=np.stack([tx, ty], -1),
+    )
+    np.testing.assert_allclose(bounded_affine(shares, bounds), expected, atol=1e-6)
+    np.testing.assert_array_equal(bounded_affine(np.zeros(6)), IDENTITY)
+    for wrong in (np.zeros(5), np.zeros(())):
+        with pytest.raises(ValueError, match="shares"):
+            bounded_affine(wrong)
+    for wrong in ((1, 1), (1, 1, 1, 1, 1, -1)):
+        with pytest.raises(ValueError, match="bounds"):
+            bounded_affine(shares, wrong)
 
 
 def test_rotation_range_is_half_open():

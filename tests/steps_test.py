@@ -84,6 +84,74 @@ def test_the_classifier_learns(state, batch):
 
 
 @pytest.fixture(scope="module")
+def stochastic():
+    key = jax.random.key(5)
+    module = models.StochasticAugmenter(start_width=0.5, share=1.0)
+    return steps.create_model_state(module, key, IMAGE_SHAPE, optax.adam(1e-2), key)
+
+
+def test_the_joint_phase_changes_classifier_and_augmenter(state, stochastic, batch):
+    before = steps.State(state.classifier, stochastic)
+    images, labels = batch
+    unseen = images[:8] + 0.1
+    after, metrics = jax.jit(steps.joint_step)(before, images, labels, KEY, unseen)
+    assert changed(after.classifier.params, before.classifier.params)
+    assert changed(after.augmenter.params, before.augmenter.params)
+    chex.assert_tree_all_finite((after.classifier.params, after.augmenter.params, metrics))
+    # The classifier is that of a plain step on the augmenter's images.
+    augmented, _ = stochastic(images, jax.random.split(KEY)[0])
+    plain, _ = classifier_step(steps.State(state.classifier), augmented, labels)
+    difference = jax.tree.map(jnp.subtract, plain.classifier.params, after.classifier.params)
+    assert optax.tree.norm(difference) < 1e-3 * optax.tree.norm(plain.classifier.params)
+
+
+@pytest.mark.parametrize("surer", [True, False])
+def test_matching_makes_augmented_images_as_uncertain_as_unseen_ones(stochastic, batch, surer):
+    """The half-widths grow where augmented images are surer than unseen ones, else they shrink."""
+    images, labels = batch
+    # Of two classes, the less light is left in the frame's middle the less certain.
+    weight = jnp.zeros(IMAGE_SHAPE).at[2:6, 2:6].set(1.0)
+
+    def classify(images):
+        light = (images * weight).sum((1, 2, 3))
+        return jnp.stack([light, -light], -1)
+
+    bright = jnp.zeros((24, *IMAGE_SHAPE)).at[:, 2:6, 2:6].set(0.12)
+    unseen = bright * (0.2 if surer else 1.2)
+    step = jax.jit(
+        partial(
+            steps.matching_step, classify=classify, guard_weight=0.0, width_weight=0.0, memory=0.0
+        )
+    )
+    augmenter, widths, gaps = stochastic, [], []
+    for index in range(60):
+        key = jax.random.fold_in(KEY, index)
+        augmenter, metrics = step(augmenter, bright, labels, unseen, key=key)
+        widths.append(float(metrics["half_width"]))
+        gaps.append(float(metrics["entropy_augmented"] - metrics["entropy_unseen"]))
+    assert (widths[-1] > widths[0] + 0.05) == surer
+    assert (widths[-1] < widths[0] - 0.05) == (not surer)
+    assert np.mean(np.abs(gaps[-10:])) < np.mean(np.abs(gaps[:10]))
+
+
+def test_running_entropies_begin_with_the_first_step(stochastic, batch):
+    images, labels = batch
+
+    def classify(images):
+        return jnp.stack([images.sum((1, 2, 3)), jnp.zeros(len(images))], -1)
+
+    step = jax.jit(partial(steps.matching_step, classify=classify, memory=0.75))
+    unseen = [images[:4] * scale for scale in (0.05, 0.2)]
+    entropies = [float(losses.entropy(classify(x)).mean()) for x in unseen]
+    first, metrics = step(stochastic, images, labels, unseen[0], key=KEY)
+    assert float(metrics["entropy_unseen"]) == pytest.approx(entropies[0], rel=1e-4)
+    second, metrics = step(first, images, labels, unseen[1], key=KEY)
+    expected = 0.75 * entropies[0] + 0.25 * entropies[1]
+    assert float(metrics["entropy_unseen"]) == pytest.approx(expected, rel=1e-4)
+    assert float(second.batch_stats["unseen"]) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.fixture(scope="module")
 def fitted(state, batch):
     for _ in range(30):
         state, _ = classifier_step(state.replace(augmenter=None), *batch)

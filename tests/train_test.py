@@ -7,7 +7,9 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import chex
 import jax
@@ -17,7 +19,8 @@ import optax
 import pytest
 import small_run
 
-from maxent_aug import checkpoint, metrics, programs, steps, train
+from maxent_aug import checkpoint, metrics, models, phases, programs, steps, train
+from maxent_aug.config import ComparedEpochs, Comparison, MatchingAugmenter
 from maxent_aug.run_folder import RunFolderError
 
 STEPS = 3  # an epoch
@@ -302,13 +305,16 @@ def run_steps(phase, state, devices, count, calls=None, batch_size=16):
     """`count` steps in one call, or single ones: (state, sums)."""
     mesh, data = small_run.mesh(devices), small_run.data(devices)
     replicated = jax.NamedSharding(mesh, jax.P())
-    names = programs.metric_names(phase.step, state, data)
+    unseen = phase.unseen.batch_size
+    names = programs.metric_names(phase.step, state, data, unseen > 0)
     sums = programs.zero_sums(names, mesh)
     order = np.arange(20 * 16, dtype=np.int32) % 48
-    plan = programs.Plan(order, jax.random.key(0))
+    plan = programs.Plan(order, jax.random.key(0), np.arange(0, 48, 5, dtype=np.int32))
     plan = jax.device_put(plan, replicated)
     state = jax.device_put(jax.tree.map(jnp.copy, state), replicated)
-    program = programs.train_program(phase.step, mesh, batch_size, calls is None)
+    program = programs.train_program(
+        phase.step, mesh, batch_size, calls is None, phase.policy, unseen
+    )
     for first in range(0, count, calls or 1):
         last = min(first + (calls or 1), count)
         bounds = jax.device_put((np.int32(first), np.int32(last)), replicated)
@@ -329,6 +335,56 @@ def test_one_device_and_eight_agree(index):
     one, eight = (run_steps(phase, state, devices, 20) for devices in (1, 8))
     chex.assert_trees_all_close(one[1], eight[1], rtol=1e-5, atol=1e-5)
     assert_states_close(one[0], eight[0], 1e-5)
+
+
+def joint():
+    """Classifier and augmenter together: the learned row of a comparison."""
+    learned = MatchingAugmenter(unseen=0.2, every=2, learning_rate=1e-2)
+    config = Comparison(epochs=ComparedEpochs(train=2), batch_size=16, learned=learned)
+    tiny = partial(models.ResNet, stage_sizes=(1,), width=4)
+    with mock.patch.object(models, "ResNet18", tiny):
+        rows = {"learned": (programs.unchanged, "unseen")}
+        return phases.comparison(config, rows, (8, 8, 1), 10, STEPS)["learned"][0]
+
+
+def test_a_joint_phase_on_one_device_and_eight():
+    phase = joint()
+    state = phase.begin(None, jax.random.key(0))
+    tx = optax.adam(1e-3, eps=1e-3)  # as above
+    augmenter = state.augmenter.replace(tx=tx, opt_state=tx.init(state.augmenter.params))
+    state = state.replace(augmenter=augmenter)
+    one, eight = (run_steps(phase, state, devices, 5) for devices in (1, 8))
+    chex.assert_trees_all_close(one[1], eight[1], rtol=1e-3, atol=1e-3)
+    assert_states_close(one[0], eight[0])
+    assert small_run.digest(one[0].augmenter.params) != small_run.digest(augmenter.params)
+
+
+@pytest.mark.parametrize("unseen", [0, 3, 12, 30])
+def test_what_is_unseen_is_never_trained_on(unseen):
+    mesh = small_run.mesh()
+    hidden = np.sort(np.random.default_rng(0).permutation(48)[:unseen]).astype(np.int32)
+    seen = np.setdiff1d(np.arange(48), hidden).astype(np.int32)
+    keys = jax.random.key(1), jax.random.key(2)
+    plan = programs.plan_program(mesh)
+    orders = [np.asarray(plan(*keys, seen, hidden, epoch).order) for epoch in range(3)]
+    for order in orders:
+        assert len(order) == 48
+        assert set(order) == set(seen)
+        counts = np.bincount(order, minlength=48)[seen]
+        assert counts.max() - counts.min() <= 1
+    assert np.any(orders[0] != orders[1])
+    np.testing.assert_array_equal(plan(*keys, seen, hidden, 0).unseen, hidden)
+
+
+def test_unseen_images_are_a_share_of_each_class():
+    phase, labels = joint(), np.asarray(small_run.digits(0, 48).labels)
+    run = mock.Mock(data=small_run.data())
+    seen, unseen = train._split(run, phase, seed=3)
+    assert sorted([*seen, *unseen]) == list(range(48))
+    assert len(unseen) == 10
+    share = np.bincount(labels, minlength=10) * 10 / 48
+    assert np.all(np.abs(np.bincount(labels[unseen], minlength=10) - share) <= 1)
+    assert np.any(unseen != train._split(run, phase, seed=4)[1])
 
 
 def assert_states_close(a, b, tolerance=1e-3):
@@ -382,7 +438,7 @@ def test_phases_change_only_what_they_train(uninterrupted):
 def compilations():
     """Of the training steps; phases with the same step share a program that has one for each."""
     mesh, legs = small_run.mesh(), small_run.phases()
-    compiled = {programs.train_program(leg.step, mesh, 16, True, leg.policy) for leg in legs}
+    compiled = {programs.train_program(leg.step, mesh, 16, True, leg.policy, 0) for leg in legs}
     return sum(program._cache_size() for program in compiled)
 
 
