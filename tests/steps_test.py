@@ -108,7 +108,7 @@ def test_the_joint_phase_changes_classifier_and_augmenter(state, stochastic, bat
 @pytest.mark.parametrize("surer", [True, False])
 def test_matching_makes_augmented_images_as_uncertain_as_unseen_ones(stochastic, batch, surer):
     """The half-widths grow where augmented images are surer than unseen ones, else they shrink."""
-    images, labels = batch
+    _, labels = batch
     # Of two classes, the less light is left in the frame's middle the less certain.
     weight = jnp.zeros(IMAGE_SHAPE).at[2:6, 2:6].set(1.0)
 
