@@ -12,7 +12,7 @@ Run it again in the same folder to resume, or to add policies and seeds.
 import datetime
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,24 +24,14 @@ from jax import Array
 from scipy import stats
 
 from experiments import cli
-from maxent_aug import metrics, phases, policies, programs, run_folder, steps, train
+from experiments.named_policies import NAMES, named_policy
+from maxent_aug import metrics, phases, programs, run_folder, steps, train
 from maxent_aug.config import COMPARISON_PRESETS
 from maxent_aug.processes import on_first
 from maxent_aug.progress import Progress, duration
 
-IMAGE_POLICIES = {
-    "identity": policies.identity,
-    "flip": policies.flip,
-    "flip_crop": policies.flip_crop,
-    "random_affine": policies.random_affine,
-    "cutout": policies.cutout,
-    "rand_augment": policies.rand_augment,
-    "trivial_augment": policies.trivial_augment,
-    "auto_augment": policies.auto_augment,
-}
-MIXING_POLICIES = {"mixup": policies.mixup, "cutmix": policies.cutmix}
 LEARNED = {"printed": "printed", "intended": "intended", "learned": "unseen"}
-SINGLE = (*IMAGE_POLICIES, *MIXING_POLICIES, "entropy_magnitude", *LEARNED)
+SINGLE = (*NAMES, *LEARNED)
 CONTROLS = ("identity", "random_affine")  # what every row is compared with
 PICTURES = 8
 
@@ -102,38 +92,9 @@ def _check(names: Sequence[str]) -> tuple[str, ...]:
 def _row(name: str, num_classes: int) -> tuple[programs.Policy, str | None]:
     """The policy of all images, and the form of the learned augmenter's loss if there is one."""
     parts = name.split("+")
-    chain = [_policy(part, num_classes) for part in parts if part not in LEARNED]
+    fixed = [part for part in parts if part not in LEARNED]
     form = next((LEARNED[part] for part in parts if part in LEARNED), None)
-    return partial(_apply, chain), form
-
-
-def _policy(name: str, num_classes: int) -> programs.Policy:
-    if name == "entropy_magnitude":
-        return _entropy_magnitude
-    if name in MIXING_POLICIES:
-        mix = partial(MIXING_POLICIES[name], num_classes=num_classes)
-        return lambda key, images, labels, classify: mix(key, images, labels)
-    return lambda key, images, labels, classify: (IMAGE_POLICIES[name](key, images), labels)
-
-
-def _entropy_magnitude(
-    key: Array, images: Array, labels: Array, classify: Callable[[Array], Array]
-) -> tuple[Array, Array]:
-    strength = policies.entropy_strength(classify(images))
-    return policies.entropy_magnitude(key, images, strength), labels
-
-
-def _apply(
-    chain: Sequence[programs.Policy],
-    key: Array,
-    images: Array,
-    labels: Array,
-    classify: Callable[[Array], Array],
-) -> tuple[Array, Array]:
-    """One policy after the other."""
-    for number, policy in enumerate(chain):
-        images, labels = policy(jax.random.fold_in(key, number), images, labels, classify)
-    return images, labels
+    return named_policy(fixed, num_classes), form
 
 
 def _train(run: train.Run, name: str, legs: Sequence[phases.Phase], seed: int) -> None:

@@ -1,26 +1,30 @@
 """Data augmentation that learns, per image, by back-propagation.
 
 Affine maps and sampling (`maxent_aug.spatial`)
-    affine_matrix, decompose_affine, invert_affine, affine_grid, grid_sample, warp_affine
+    affine_matrix, decompose_affine, invert_affine, affine_grid, grid_sample, warp_affine,
+    AffineBounds, bounded_affine
 Losses (`maxent_aug.losses`)
     entropy, max_entropy_loss, discriminator_loss, generator_loss, cross_entropy
 Fixed augmentations (`maxent_aug.policies`)
-    identity, flip, flip_crop, random_affine, AffineBounds, cutout, mixup, cutmix, rand_augment,
-    trivial_augment, auto_augment, entropy_magnitude, entropy_strength, compose, with_labels
+    identity, flip, flip_crop, random_affine, cutout, mixup, cutmix, rand_augment, trivial_augment,
+    auto_augment, entropy_magnitude, entropy_strength, compose, with_labels
 Their operations, as in Pillow (`maxent_aug.operations`)
     OPERATIONS, apply_operations
 Networks (`maxent_aug.models`)
-    ResNet, ResNet18, ResNet34, ResNet50, ResNetSmall, Augmenter, Discriminator
+    ResNet, ResNet18, ResNet34, ResNet50, ResNetSmall, Augmenter, StochasticAugmenter, Discriminator
 Training your own (`maxent_aug.steps`)
-    create_model_state, adversarial_step
+    create_model_state, adversarial_step, matching_step
+A learned augmenter in a file (`maxent_aug.augmenter_file`)
+    save_augmenter, load_augmenter
 What the augmenter did (`maxent_aug.diagnostics`)
-    describe, picture_transform, collapse
+    describe, picture_transform, collapse, boxes
 
 Rooms imported by name: config, data, pictures, phases, programs, train, checkpoint, metrics,
 figures, report.
 """
 
-from maxent_aug.diagnostics import collapse, describe, picture_transform
+from maxent_aug.augmenter_file import load_augmenter, save_augmenter
+from maxent_aug.diagnostics import boxes, collapse, describe, picture_transform
 from maxent_aug.losses import (
     cross_entropy,
     discriminator_loss,
@@ -36,10 +40,10 @@ from maxent_aug.models import (
     ResNet34,
     ResNet50,
     ResNetSmall,
+    StochasticAugmenter,
 )
 from maxent_aug.operations import OPERATIONS, apply_operations
 from maxent_aug.policies import (
-    AffineBounds,
     auto_augment,
     compose,
     cutmix,
@@ -56,14 +60,16 @@ from maxent_aug.policies import (
     with_labels,
 )
 from maxent_aug.spatial import (
+    AffineBounds,
     affine_grid,
     affine_matrix,
+    bounded_affine,
     decompose_affine,
     grid_sample,
     invert_affine,
     warp_affine,
 )
-from maxent_aug.steps import adversarial_step, create_model_state
+from maxent_aug.steps import adversarial_step, create_model_state, matching_step
 
 __all__ = [
     "OPERATIONS",
@@ -75,11 +81,14 @@ __all__ = [
     "ResNet34",
     "ResNet50",
     "ResNetSmall",
+    "StochasticAugmenter",
     "adversarial_step",
     "affine_grid",
     "affine_matrix",
     "apply_operations",
     "auto_augment",
+    "bounded_affine",
+    "boxes",
     "collapse",
     "compose",
     "create_model_state",
@@ -98,11 +107,14 @@ __all__ = [
     "grid_sample",
     "identity",
     "invert_affine",
+    "load_augmenter",
+    "matching_step",
     "max_entropy_loss",
     "mixup",
     "picture_transform",
     "rand_augment",
     "random_affine",
+    "save_augmenter",
     "trivial_augment",
     "warp_affine",
     "with_labels",

@@ -1,0 +1,100 @@
+"""A learned augmenter's file: what is saved is what is applied, and damage is named."""
+
+import jax
+import numpy as np
+import pytest
+
+from maxent_aug import StochasticAugmenter, load_augmenter, save_augmenter
+from maxent_aug.spatial import AffineBounds
+from maxent_aug.steps import denormalize, normalize
+
+SHAPE = (8, 10, 3)
+MEAN, SD = np.float32([0.4, 0.5, 0.6]), np.float32([0.2, 0.25, 0.3])
+KEY = jax.random.key(7)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    module = StochasticAugmenter(bounds=AffineBounds(shear=0.5), share=0.7, hidden=8)
+    params = module.init(jax.random.key(0), np.zeros((1, *SHAPE)), KEY)["params"]
+    noise = jax.random.split(KEY, len(jax.tree.leaves(params)))
+    noise = jax.tree.unflatten(jax.tree.structure(params), noise)
+    return module, jax.tree.map(lambda x, k: x + jax.random.normal(k, x.shape), params, noise)
+
+
+@pytest.fixture
+def path(trained, tmp_path):
+    path = tmp_path / "augmenter.npz"
+    save_augmenter(path, *trained, mean=MEAN, sd=SD, image_shape=SHAPE)
+    assert [p.name for p in tmp_path.iterdir()] == ["augmenter.npz"]
+    return path
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_a_loaded_augmenter_does_what_the_saved_one_did(trained, path, dtype):
+    module, params = trained
+    images = np.random.default_rng(0).integers(0, 256, (6, *SHAPE)).astype(dtype)
+    augmented, theta = load_augmenter(path)(KEY, images)
+    expected, expected_theta = module.apply({"params": params}, normalize(images, MEAN, SD), KEY)
+    np.testing.assert_allclose(theta, expected_theta, atol=1e-6)
+    assert augmented.dtype == dtype
+    levels = np.asarray(denormalize(expected, MEAN, SD), np.float32)
+    assert np.abs(np.clip(augmented, 0, 255) - levels).max() <= (1 if dtype == np.uint8 else 0.51)
+    assert np.any(np.abs(theta - np.eye(2, 3)) > 0.01)
+
+
+def test_images_of_another_shape_are_named(path):
+    with pytest.raises(ValueError, match=r"\[B, 8, 10, 3\], got uint8 \(2, 8, 8, 3\)"):
+        load_augmenter(path)(KEY, np.zeros((2, 8, 8, 3), np.uint8))
+
+
+def truncated(path):
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def emptied(path):
+    path.write_bytes(b"")
+
+
+def with_text(path):
+    path.write_text("not an augmenter")
+
+
+def changed(path, **arrays):
+    with np.load(path) as file:
+        np.savez(path, **dict(file) | arrays)
+
+
+def pickled(path):
+    np.savez(path, about=np.array([{}], object))
+
+
+def lacking(path):
+    with np.load(path) as file:
+        kept = dict(file)
+    del kept["localization/Dense_1/bias"]
+    np.savez(path, **kept)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        truncated,
+        emptied,
+        with_text,
+        pickled,
+        lacking,
+        lambda path: changed(path, about='{"format": 9}'),
+        lambda path: changed(path, about="[]"),
+        lambda path: changed(path, **{"localization/Dense_1/bias": np.zeros(5, np.float32)}),
+    ],
+)
+def test_a_damaged_file_is_named(path, damage):
+    damage(path)
+    with pytest.raises(ValueError, match=r"augmenter\.npz is not an augmenter's file"):
+        load_augmenter(path)
+
+
+def test_a_missing_file_is_an_os_error(tmp_path):
+    with pytest.raises(OSError, match="nowhere"):
+        load_augmenter(tmp_path / "nowhere.npz")
