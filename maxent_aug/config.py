@@ -181,6 +181,24 @@ class Comparison(Training):
     learned: MatchingAugmenter = MatchingAugmenter()
 
 
+@dataclass(frozen=True)
+class LearningEpochs:
+    train: int = _field(200, "of classifier and augmenter together", low=1)
+
+
+@dataclass(frozen=True)
+class Learning(Training):
+    """Of a classifier and the augmenter that is learned with it."""
+
+    policy: str = _field(
+        "flip",
+        "of all images, before the augmenter: one of experiments.compare's, + joins several",
+    )
+    epochs: LearningEpochs = LearningEpochs()
+    classifier: ScheduledClassifier = ScheduledClassifier()
+    learned: MatchingAugmenter = MatchingAugmenter()
+
+
 PRESETS = {
     "paper": Config(),
     "cifar10_small": Config(
@@ -244,6 +262,27 @@ COMPARISON_PRESETS = {
         batch_size=64,
         evaluate_every=2,
         checkpoint_every=2,
+    ),
+}
+
+LEARNING_PRESETS = {
+    "full": Learning(policy="flip_crop", evaluate_every=10, checkpoint_every=5),
+    "small": Learning(
+        data=Data(train_examples=5000),
+        epochs=LearningEpochs(40),
+        classifier=ScheduledClassifier("ResNetSmall"),
+        batch_size=50,
+        evaluate_every=5,
+        checkpoint_every=5,
+    ),
+    "quick": Learning(
+        data=Data(name="digits"),
+        policy="identity",
+        epochs=LearningEpochs(15),
+        classifier=ScheduledClassifier("ResNetSmall"),
+        learned=MatchingAugmenter(padding_mode="border"),
+        batch_size=64,
+        checkpoint_every=5,
     ),
 }
 

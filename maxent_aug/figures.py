@@ -106,10 +106,22 @@ def accuracy(records: Iterable[Record]) -> Figure:
     if pretrain and rest:
         axes.axvline(shared, color=GREY, linewidth=0.8, linestyle=":")
     _tidy(axes, "epoch of the classifier", "test accuracy")
-    axes.set_title("Test accuracy: one pretrained classifier, then the branches", fontsize=12)
+    then = ": one pretrained classifier, then the branches" if pretrain else ""
+    axes.set_title(f"Test accuracy{then}", fontsize=12)
     if axes.lines:
         figure.legend(loc="outside lower center", ncols=2, fontsize=9, frameon=False)
     return figure
+
+
+# Of spatial.AffineBounds.
+COORDINATES = (
+    ("tx", "shift to the side"),
+    ("ty", "shift up or down"),
+    ("rotation", "rotation"),
+    ("log_scale", "scale"),
+    ("log_aspect", "aspect"),
+    ("shear", "shear"),
+)
 
 
 def transforms(parameters_by_branch: Mapping[str, Mapping[str, Any]]) -> Figure:
@@ -211,13 +223,16 @@ def augmented(
     return figure
 
 
-def versions(images: Any, augmented: Any, *, title: str) -> Figure:
+def versions(
+    images: Any, augmented: Any, *, title: str, words: Sequence[Sequence[str]] | None = None
+) -> Figure:
     """A row for each image: the image, a gap, and how it was augmented.
 
     Args:
       images: [N, H, W, C] uint8, C = 1 or 3.
       augmented: [N, K, H, W, C] uint8.
       title: of the figure.
+      words: N times K descriptions (`diagnostics.describe`), to stand below; commas part lines.
 
     Raises:
       ValueError: if the shapes do not agree.
@@ -228,18 +243,50 @@ def versions(images: Any, augmented: Any, *, title: str) -> Figure:
             f"images {images.shape} and augmented {augmented.shape}: expected [N, H, W, C] and "
             "[N, K, H, W, C]"
         )
-    gap, top = 12, 70  # in pixels of the saved figure
+    gap, top, line = 12, 70, 22  # in pixels of the saved figure
     count, repeats, height, width = augmented.shape[:4]
+    texts = [[_lines(text) for text in row] for row in words] if words else [[[]]] * count
+    if [len(row) for row in texts] != [repeats if words else 1] * count:
+        raise ValueError(f"words are not {count} times {repeats} descriptions")
+    below = line * max((len(text) for row in texts for text in row), default=0)
     cell = int(WIDTH_INCHES * DPI - 4 * gap) // (repeats + 1) - gap
     shown = round(cell * height / width), cell
-    figure = Figure(figsize=(WIDTH_INCHES, (top + count * (shown[0] + gap) + gap) / DPI), dpi=DPI)
+    block = shown[0] + below + gap
+    figure = Figure(figsize=(WIDTH_INCHES, (top + count * block + gap) / DPI), dpi=DPI)
     _put_text(figure, gap, 16, title, fontsize=11)
     for row in range(count):
-        y = top + row * (shown[0] + gap)
+        y = top + row * block
         _put_image(figure, images[row], gap, y, shown)
         for column in range(repeats):
             x = 4 * gap + (column + 1) * (cell + gap)
             _put_image(figure, augmented[row, column], x, y, shown)
+            if words:
+                for number, text in enumerate(texts[row][column]):
+                    place = x, y + shown[0] + 6 + number * line
+                    _put_text(figure, *place, text, fontsize=6, color="#333333")
+    return figure
+
+
+def half_widths(records: Iterable[Record]) -> Figure:
+    """How wide the boxes of a stochastic augmenter are, epoch by epoch.
+
+    Args:
+      records: of metrics.jsonl; epoch and half_width_NAME of `diagnostics.boxes` are used.
+
+    Returns:
+      One panel, a line a coordinate: the mean over seeds, its band one standard deviation.
+    """
+    records = [r for r in records if "half_width_tx" in r]
+    figure = _figure(4.2)
+    axes = figure.subplots()
+    colours = (*COLOURS.values(), *OTHER_COLOURS)
+    for (name, label), colour in zip(COORDINATES, colours, strict=False):
+        points = [(r["epoch"], r[f"half_width_{name}"]) for r in records]
+        _draw_curve(axes, points, color=colour, label=label)
+    _tidy(axes, "epoch", "half-width, share of the bound")
+    axes.set_ylim(0, 1)
+    axes.set_title("Half-widths of the boxes that transforms are drawn from", fontsize=12)
+    figure.legend(loc="outside lower center", ncols=3, fontsize=9, frameon=False)
     return figure
 
 

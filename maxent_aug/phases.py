@@ -17,6 +17,8 @@ from maxent_aug.config import (
     Comparison,
     Config,
     Discriminator,
+    Learning,
+    MatchingAugmenter,
     ScheduledClassifier,
 )
 
@@ -104,7 +106,7 @@ def comparison(
             phases[row] = (train("train", config.epochs.train, begin, *_CLASSIFIER),)
             continue
         if form == "unseen":
-            phases[row] = (_joint(train, config, begin, image_shape),)
+            phases[row] = (_joint(row, config, begin, policy, image_shape),)
             continue
         pretrain = train("pretrain", half, begin, *_CLASSIFIER)
         game = _augment_steps(config.augmenter, form)
@@ -115,20 +117,43 @@ def comparison(
     return phases
 
 
+def learning(
+    config: Learning,
+    policy: programs.Policy,
+    image_shape: tuple[int, ...],
+    num_classes: int,
+    steps_per_epoch: int,
+) -> Phase:
+    """One phase, in which a classifier and a stochastic augmenter are trained together.
+
+    Args:
+      config: the run's.
+      policy: of all images, before the augmenter.
+      image_shape: (H, W, C).
+      num_classes: m.
+      steps_per_epoch: with config.epochs.train, the length of the cosine.
+    """
+    tx = scheduled_sgd(config.classifier, config.epochs.train * steps_per_epoch)
+    begin = partial(begin_classifier, make_classifier(config, num_classes), image_shape, tx)
+    return _joint("learned", config, begin, policy, image_shape)
+
+
+def make_augmenter(config: MatchingAugmenter) -> models.StochasticAugmenter:
+    """The network that the configuration describes."""
+    return models.StochasticAugmenter(
+        padding_mode=config.padding_mode, start_width=config.start_width, share=config.share
+    )
+
+
 def _joint(
-    make: Callable[..., Phase],
-    config: Comparison,
+    branch: str,
+    config: Comparison | Learning,
     begin_classifier: Callable[..., steps.State],
+    policy: programs.Policy,
     image_shape: tuple[int, ...],
 ) -> Phase:
-    """Classifier and stochastic augmenter together, from the start."""
     learned = config.learned
-    augmenter = models.StochasticAugmenter(
-        padding_mode=learned.padding_mode,
-        start_width=learned.start_width,
-        share=learned.share,
-    )
-    tx = optax.adam(learned.learning_rate)
+    augmenter, tx = make_augmenter(learned), optax.adam(learned.learning_rate)
 
     def begin(start: None, key: Array) -> steps.State:
         augmenter_key = jax.random.fold_in(key, 1)
@@ -144,7 +169,16 @@ def _joint(
         width_weight=learned.width_weight,
     )
     unseen = programs.Unseen(learned.unseen, max(1, config.batch_size // learned.every))
-    return make("joint", config.epochs.train, begin, step, steps.joint_eval_step, unseen=unseen)
+    return Phase(
+        branch,
+        "joint",
+        config.epochs.train,
+        begin,
+        step,
+        steps.joint_eval_step,
+        policy=policy,
+        unseen=unseen,
+    )
 
 
 _CLASSIFIER = steps.classifier_step, steps.eval_step
@@ -160,7 +194,7 @@ def scheduled_sgd(config: ScheduledClassifier, updates: int) -> optax.GradientTr
 
 
 def make_classifier(
-    config: Config | Comparison | ActiveLearning, num_classes: int
+    config: Config | Comparison | ActiveLearning | Learning, num_classes: int
 ) -> models.ResNet:
     """The network that the configuration names."""
     architecture = getattr(models, config.classifier.architecture)

@@ -25,6 +25,19 @@ COLLAPSE_ROWS = (
     ("entropy_before", None, "entropy of the prediction, before", "bits"),
     ("entropy_after", None, "entropy of the prediction, after", "bits"),
     ("outside_frame", None, "share of the grid outside the frame", ""),
+    ("test_augmented_accuracy", None, "accuracy on augmented images", ""),
+    ("spread_between", None, "spread of the boxes between images", "of the bounds"),
+    *(
+        (f"half_width_{name}", None, f"half-width of the box, {label}", "of the bound")
+        for name, label in (
+            ("tx", "shift to the side"),
+            ("ty", "shift up or down"),
+            ("rotation", "rotation"),
+            ("log_scale", "scale"),
+            ("log_aspect", "aspect"),
+            ("shear", "shear"),
+        )
+    ),
 )
 
 NAMES = {
@@ -91,24 +104,24 @@ def _lead(result: Mapping[str, Any]) -> str:
 def _table1(table: Mapping[str, Mapping[str, Any]]) -> str:
     if not table:
         return ""
+    of_paper = any("paper" in row for row in table.values())
     rows = []
     for name, row in table.items():
         seeds = row.get("per_seed") or []
-        rows.append(
-            [
-                _name(name),
-                f"<b>{_number(row.get('mean'), 4)}</b>",
-                _number(row.get("sd") if len(seeds) != 1 else None, 4),
-                str(len(seeds)) if seeds else "&ndash;",
-                _number(row.get("paper"), 4),
-            ]
-        )
-    heads = ["", "mean", "sd", "seeds", "paper"]
+        cells = [
+            _name(name),
+            f"<b>{_number(row.get('mean'), 4)}</b>",
+            _number(row.get("sd") if len(seeds) != 1 else None, 4),
+            str(len(seeds)) if seeds else "&ndash;",
+        ]
+        rows.append(cells + [_number(row.get("paper"), 4)] * of_paper)
+    heads = ["", "mean", "sd", "seeds"] + ["paper"] * of_paper
     return _section(
-        "Table 1: test accuracy",
+        "Table 1: test accuracy" if of_paper else "Test accuracy",
         _table(heads, rows) + _seeds_plot(table),
-        "The share of test images that the classifier gets right after its last epoch, over seeds, "
-        "and the figure that the paper prints. A difference below the sd is no evidence.",
+        "The share of test images that the classifier gets right after its last epoch, over seeds"
+        f"{', and the figure that the paper prints' * of_paper}. A difference below the sd is no "
+        "evidence.",
     )
 
 
@@ -150,10 +163,10 @@ def _collapse(collapse: Mapping[str, Mapping[str, Any]]) -> str:
     return _section(
         "Has the augmenter collapsed?",
         _table(["", *map(_name, collapse)], rows),
-        "Measured on the test images after phase 2. What follows ± is the deviation between "
-        "images; the small figures are the seeds one by one. A distance near 0 is a collapse to "
-        "the identity: nothing is augmented. A spread much smaller than the distance is a collapse "
-        "to one transform, the same for every image.",
+        "Measured on the test images when the augmenter had been trained. What follows ± is the "
+        "deviation between images; the small figures are the seeds one by one. A distance near 0 "
+        "is a collapse to the identity: nothing is augmented. A spread much smaller than the "
+        "distance is a collapse to one transform, the same for every image.",
     )
 
 

@@ -190,6 +190,40 @@ def test_augmented_says_what_does_not_fit():
         figures.augmented(images[:0], warped[:0], [], [], [])
 
 
+@pytest.mark.parametrize("shape", [(8, 8, 1), (32, 32, 3), (10, 40, 1)])
+def test_versions_have_their_words_below_them(shape):
+    images, warped, words, *_ = pairs(3 * 4, shape)
+    rows = [words[4 * i : 4 * i + 4] for i in range(3)]
+    figure = figures.versions(images[:3], warped.reshape(3, 4, *shape), title="t", words=rows)
+    figure.draw_without_rendering()
+    assert len(figure.axes) == 3 + 12
+    shown = [axes.bbox for axes in figure.axes]
+    texts = {text.get_text(): text.get_window_extent() for text in figure.texts}
+    for row in rows:
+        for text in row:
+            assert text.split(", ")[0] in texts
+    for box in texts.values():
+        assert figure.bbox.y0 <= box.y0
+        for other in shown:
+            common = Bbox.intersection(box, other)
+            assert common is None or min(common.size) < 0.5
+    with pytest.raises(ValueError, match="3 times 4"):
+        figures.versions(images[:3], warped.reshape(3, 4, *shape), title="t", words=rows[:2])
+
+
+def test_half_widths_are_drawn_by_coordinate():
+    names = [f"half_width_{name}" for name, _ in figures.COORDINATES]
+    records = [
+        {"epoch": epoch} | {name: 0.1 * i + 0.01 * epoch for i, name in enumerate(names)}
+        for epoch in (1, 2, 3)
+    ]
+    axes = figures.half_widths([{"epoch": 0}, *records]).axes[0]
+    assert len(axes.lines) == 6
+    for index, line in enumerate(axes.lines):
+        np.testing.assert_array_equal(line.get_xdata(), [1, 2, 3])
+        np.testing.assert_allclose(line.get_ydata(), 0.1 * index + np.array([0.01, 0.02, 0.03]))
+
+
 def test_no_global_state_is_touched():
     before = dict(matplotlib.rcParams)
     draw(figures.accuracy(records()))

@@ -1,0 +1,193 @@
+"""Learns an augmenter for a data set, together with a classifier, and leaves it in a file.
+
+The augmenter draws for each image an affine transform from a box of its own, and learns the boxes
+so that augmented images are as uncertain as images that the classifier has never seen. Any
+tensorflow-datasets name or a folder of pictures will do. Run it again in the same folder to resume.
+
+  python -m experiments.learn --preset=quick    digits, a minute on a CPU
+  python -m experiments.learn --config.data.name=folder --data_dir=PATH --config.data.image_size=64
+"""
+
+import datetime
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments import cli
+from experiments.named_policies import NAMES, named_policy
+from maxent_aug import (
+    diagnostics,
+    load_augmenter,
+    metrics,
+    phases,
+    programs,
+    report,
+    run_folder,
+    save_augmenter,
+    train,
+)
+from maxent_aug.config import LEARNING_PRESETS
+from maxent_aug.processes import on_first
+from maxent_aug.progress import Progress, duration
+
+PICTURES, DRAWS = 8, 8
+
+
+def main(settings: cli.Settings) -> None:
+    """Trains for all seeds; writes each augmenter, and what came out, to the run's folder."""
+    config = settings.config
+    names = _check(config.policy)
+    train_set, test_set = cli.load_data(config, settings.data_dir)
+    mesh = programs.make_mesh()
+    classes, shape = len(train_set.class_names), train_set.images.shape[1:]
+    examples = config.data.train_examples or len(train_set.images) - config.data.held_out
+    steps_per_epoch = examples // config.batch_size
+    phase = phases.learning(config, named_policy(names, classes), shape, classes, steps_per_epoch)
+    with cli.open_run(settings) as (writer, stop):
+        progress, clock = Progress(), train.Clock((phase,), settings.seeds)
+        progress.say(f"{settings.experiment}, preset {settings.preset}, in {settings.workdir}")
+        for seed in range(settings.seeds):
+            on_device = programs.put_data(*cli.choose(train_set, test_set, config, seed), mesh)
+            run = train.Run(
+                config, settings.workdir, on_device, mesh, writer, progress, clock, stop
+            )
+            state = train.train_phase(run, phase, seed, None)
+            if state.augmenter is not None:
+                on_first(partial(_save, settings, seed, state.augmenter.params, on_device))
+        result = on_first(partial(_write, settings, test_set.images[:PICTURES]))
+    _print(settings.workdir, result)
+
+
+def _check(policy: str) -> list[str]:
+    """The names joined in --config.policy. Raises UsageError."""
+    names = policy.split("+")
+    if unknown := [name for name in names if name not in NAMES]:
+        raise cli.UsageError(
+            f"--config.policy: {unknown[0]!r} is not allowed (of {', '.join(NAMES)}; + joins "
+            "several)"
+        )
+    return names
+
+
+def _file(workdir: Path, seed: int) -> Path:
+    return workdir / ("augmenter.npz" if seed == 0 else f"augmenter-seed{seed}.npz")
+
+
+def _save(settings: cli.Settings, seed: int, params: Any, on_device: programs.Data) -> None:
+    mean, sd = jax.device_get((on_device.mean, on_device.sd))
+    save_augmenter(
+        _file(settings.workdir, seed),
+        phases.make_augmenter(settings.config.learned),
+        params,
+        mean=mean,
+        sd=sd,
+        image_shape=on_device.train_images.shape[1:],
+    )
+
+
+def _write(settings: cli.Settings, images: np.ndarray) -> dict[str, Any]:
+    """Writes figures, report.html and result.json: the content of the last."""
+    workdir = settings.workdir
+    records = [r for r in metrics.read(workdir / "metrics.jsonl") if r["seed"] < settings.seeds]
+    result = _result(settings, records)
+    report.write_report(
+        workdir / "report.html",
+        title="A learned augmentation",
+        result=result,
+        records=records,
+        figures=_figures(workdir, records, images),
+    )
+    run_folder.write_json(workdir / "result.json", result)
+    return result
+
+
+def _result(settings: cli.Settings, records: Sequence[metrics.Record]) -> dict[str, Any]:
+    """The content of result.json."""
+    last = [r for r in records if r["epoch"] == settings.config.epochs.train]
+    names = [row[0] for row in report.COLLAPSE_ROWS] + ["rotation_deg_sd", "scale_sd"]
+    per_seed = [{name: r[name] for name in names} for r in last]
+    means = {name: float(np.mean([each[name] for each in per_seed])) for name in names}
+    accuracies = [r["test_accuracy"] for r in last]
+    sd = float(np.std(accuracies, ddof=1)) if len(accuracies) > 1 else None
+    row = {"mean": float(np.mean(accuracies)), "sd": sd, "per_seed": accuracies}
+    return {
+        "experiment": settings.experiment,
+        "preset": settings.preset,
+        "command": shlex.join(
+            ["python", "-m", f"experiments.{settings.experiment}", *sys.argv[1:]]
+        ),
+        "date": datetime.date.today().isoformat(),
+        "table1": {"learned": row},
+        "collapse": {"learned": means | {"per_seed": per_seed}},
+        "seconds": sum(r["seconds"] for r in records),
+        "config": settings.identity["config"],
+        **run_folder.environment(),
+    }
+
+
+def _figures(
+    workdir: Path, records: Sequence[metrics.Record], images: np.ndarray
+) -> list[tuple[Path, str, str]]:
+    """Draws the figures: (path, title, caption) for the report."""
+    from maxent_aug import figures  # matplotlib writes a cache of fonts when it is imported
+
+    augment = load_augmenter(_file(workdir, 0))
+    keys = jax.random.split(jax.random.key(0), DRAWS)
+    drawn = [jax.device_get(augment(key, images)) for key in keys]
+    versions = np.stack([pictures for pictures, _ in drawn], axis=1)
+    words = [diagnostics.describe(theta, images.shape[1:3]) for _, theta in drawn]
+    found = {
+        "versions": (
+            figures.versions(
+                images,
+                versions,
+                title=f"Test images, {DRAWS} times augmented",
+                words=list(zip(*words, strict=True)),
+            ),
+            "What is done to each image",
+            "Test images on the left, draws of the augmenter beside them, and the transform of "
+            "each in words.",
+        ),
+        "half_widths": (
+            figures.half_widths(records),
+            "How wide the augmentation is",
+            "Of each coordinate, how far from its centre a transform is drawn; 0 would be a "
+            "constant transform, 1 the bound. A mean over the test images.",
+        ),
+        "accuracy": (
+            figures.accuracy(records),
+            "Test accuracy",
+            "Of the classifier that was trained on the augmented images.",
+        ),
+    }
+    folder = workdir / "figures"
+    folder.mkdir(exist_ok=True)
+    pictures = []
+    for name, (figure, title, caption) in found.items():
+        path = folder / f"{name}.png"
+        figure.savefig(path)
+        pictures.append((path, title, caption))
+    return pictures
+
+
+def _print(workdir: Path, result: Mapping[str, Any]) -> None:
+    row, learned = result["table1"]["learned"], result["collapse"]["learned"]
+    sd = "" if row["sd"] is None else f" ± {row['sd']:.4f}"
+    print(f"\ntest accuracy {row['mean']:.4f}{sd}, n = {len(row['per_seed'])}")
+    print(f"on augmented test images {learned['test_augmented_accuracy']:.4f}")
+    print("half-widths, shares of the bounds:")
+    for name in diagnostics.AffineBounds._fields:
+        print(f"  {name:<12}{learned[f'half_width_{name}']:.2f}")
+    print(f"\n{duration(result['seconds'])} on {result['device']}")
+    print(f"open {workdir / 'report.html'}; apply the augmenter in your own training loop:")
+    print(f'  maxent_aug.load_augmenter("{workdir / "augmenter.npz"}")(key, images)')
+
+
+if __name__ == "__main__":
+    cli.run("learn", LEARNING_PRESETS, main)

@@ -1,0 +1,95 @@
+"""Learning an augmenter from end to end on 48 digits."""
+
+import json
+import os
+import signal
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+import small_run
+from absl import flags
+
+from experiments import cli, learn
+from maxent_aug import load_augmenter, metrics, models, phases, programs, train
+from maxent_aug.config import Learning, LearningEpochs, MatchingAugmenter
+
+CONFIG = Learning(
+    policy="flip_crop+cutout",
+    epochs=LearningEpochs(2),
+    batch_size=16,
+    eval_batch_size=16,
+    learned=MatchingAugmenter(unseen=0.25, every=4, share=1.0),
+)
+
+
+@pytest.fixture
+def go(monkeypatch):
+    """Runs it in a folder: the content of result.json."""
+    monkeypatch.setattr(models, "ResNet18", partial(models.ResNet, stage_sizes=(1,), width=4))
+    sets = small_run.digits(0, 48), small_run.digits(100, 125)
+    monkeypatch.setattr(cli, "load_data", lambda *_: sets)
+    mesh = small_run.mesh()
+    monkeypatch.setattr(programs, "make_mesh", lambda: mesh)
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+
+    def call(workdir, seeds=1, config=CONFIG):
+        learn.main(cli.Settings("learn", "tiny", config, workdir, None, seeds))
+        return json.loads((workdir / "result.json").read_text())
+
+    return call
+
+
+def test_a_run_leaves_what_it_promises_and_a_stopped_one_the_same(
+    go, tmp_path, monkeypatch, capsys
+):
+    phase = phases.learning(CONFIG, programs.unchanged, (8, 8, 1), 10, 3)
+    monkeypatch.setattr(phases, "learning", lambda *_: phase)  # compiled once
+    whole = go(tmp_path / "whole", seeds=2)
+    assert "load_augmenter" in capsys.readouterr().out
+    for name in ("versions", "half_widths", "accuracy"):
+        assert (tmp_path / "whole" / "figures" / f"{name}.png").stat().st_size > 10_000
+    page = (tmp_path / "whole" / "report.html").read_text()
+    assert "half-width of the box" in page and "paper" not in page
+    assert len(whole["table1"]["learned"]["per_seed"]) == 2
+
+    real, stops = train._train_epoch, [0, 1]
+
+    def stopping(leg, epoch, at):
+        if epoch in stops:
+            stops.remove(epoch)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(leg, epoch, at)
+
+    monkeypatch.setattr(train, "_train_epoch", stopping)
+    for _ in range(2):
+        with pytest.raises(train.Interrupted):
+            go(tmp_path / "stopped")
+    resumed = go(tmp_path / "stopped", seeds=2)
+    assert resumed["table1"] == whole["table1"]
+    assert resumed["collapse"] == whole["collapse"]
+    for name in ("augmenter.npz", "augmenter-seed1.npz"):
+        files = [np.load(tmp_path / run / name) for run in ("whole", "stopped")]
+        assert files[0].files == files[1].files
+        for key in files[0].files:
+            np.testing.assert_array_equal(files[0][key], files[1][key])
+            assert key == "about" or np.isfinite(files[0][key]).all()
+        for file in files:
+            file.close()
+
+
+def test_the_file_is_the_augmenter_of_the_run(go, tmp_path):
+    go(tmp_path)
+    images = small_run.digits(100, 110).images
+    augmented, theta = load_augmenter(tmp_path / "augmenter.npz")(jax.random.key(1), images)
+    assert augmented.shape == images.shape and augmented.dtype == np.uint8
+    assert np.all(np.abs(theta - np.eye(2, 3)).max((1, 2)) > 1e-4)  # share is 1
+    last = metrics.read(tmp_path / "metrics.jsonl")[-1]
+    assert 0.02 < last["half_width_shear"] < 1
+
+
+def test_an_unknown_policy_is_named():
+    with pytest.raises(cli.UsageError, match=r"--config.policy: 'warp' is not allowed \(of ident"):
+        learn._check("flip+warp")
