@@ -3,16 +3,19 @@
 import re
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from sklearn.datasets import load_digits
+
+import maxent_aug as ma
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
 def test_ten_lines_learn_an_augmenter(capsys):
-    block, _ = BLOCKS
+    block, *_ = BLOCKS
     lines = [line for line in block.splitlines() if line.strip()]
     assert len(lines) <= 12
 
@@ -42,6 +45,22 @@ def test_policies_mix_pictures_and_labels():
     assert scope["mixed"].shape == pictures.shape and scope["mixed"].dtype == np.uint8
     assert not np.array_equal(scope["mixed"], pictures)
     np.testing.assert_allclose(scope["probabilities"].sum(1), np.ones(12), atol=1e-5)
+
+
+def test_a_learned_augmenter_is_loaded_and_applied(tmp_path, monkeypatch, capsys):
+    pictures = np.random.default_rng(0).integers(0, 256, (12, 9, 11, 3), np.uint8)
+    module, key, shape = ma.StochasticAugmenter(share=1.0), jax.random.key(0), pictures.shape[1:]
+    params = module.init(key, np.zeros((1, *shape), np.float32), key)["params"]
+    path = tmp_path / "runs" / "learn-quick" / "augmenter.npz"
+    path.parent.mkdir(parents=True)
+    mean = sd = np.full(3, 0.5, np.float32)
+    ma.save_augmenter(path, module, params, mean=mean, sd=sd, image_shape=shape)
+    monkeypatch.chdir(tmp_path)
+    scope = {"pictures": pictures}
+    exec(BLOCKS[2], scope)
+    assert scope["augmented"].shape == pictures.shape and scope["augmented"].dtype == np.uint8
+    assert scope["theta"].shape == (12, 2, 3)
+    assert "turned" in capsys.readouterr().out
 
 
 def test_pictures_and_files_that_it_names_exist():
