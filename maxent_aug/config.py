@@ -130,6 +130,41 @@ class Config(Training):
 
 
 @dataclass(frozen=True)
+class Factors:
+    loss_forms: tuple[str, ...] = _field(
+        ("printed", "intended", "gap", "target"),
+        "forms of the max-entropy loss",
+        choices=("printed", "intended", "gap", "target"),
+    )
+    discriminators: tuple[str, ...] = _field(
+        ("discriminator", "alone"),
+        "with the discriminator's terms, or without",
+        choices=("discriminator", "alone"),
+    )
+    thetas: tuple[str, ...] = _field(
+        ("free", "bounded"),
+        "theta itself, or six coordinates within bounds",
+        choices=("free", "bounded"),
+    )
+    draws: tuple[str, ...] = _field(
+        ("deterministic", "stochastic"),
+        "one transform for an image, or noise of a learned width about it",
+        choices=("deterministic", "stochastic"),
+    )
+
+
+@dataclass(frozen=True)
+class Ablation(Training):
+    """Of all variants of the paper's phase 2."""
+
+    factors: Factors = Factors()
+    epochs: Epochs = Epochs()
+    classifier: Classifier = Classifier()
+    augmenter: Augmenter = Augmenter()
+    discriminator: Discriminator = Discriminator()
+
+
+@dataclass(frozen=True)
 class ComparedEpochs:
     train: int = _field(200, "of the classifier, in every row", low=2)
     augment: int = _field(20, "of phase 2 of a learned row, half-way through its training", low=1)
@@ -164,7 +199,9 @@ class MatchingAugmenter:
     )
     matching_weight: float = _field(10.0, "of the squared difference of the entropies", low=0)
     guard_weight: float = _field(0.1, "of the cross-entropy of the augmented images", low=0)
-    width_weight: float = _field(0.02, "of the logarithms of the half-widths", low=0)
+    room_weight: float = _field(
+        0.02, "of the room that centres and half-widths keep to their ends", low=0
+    )
     padding_mode: str = _field(
         "zeros", "outside the image", choices=("zeros", "border", "reflection")
     )
@@ -262,6 +299,25 @@ COMPARISON_PRESETS = {
         batch_size=64,
         evaluate_every=2,
         checkpoint_every=2,
+    ),
+}
+
+ABLATION_PRESETS = {
+    "small": Ablation(
+        data=Data(train_examples=5000),
+        epochs=Epochs(pretrain=20, augment=8, finetune=8),
+        classifier=Classifier("ResNetSmall", learning_rate=1e-3, finetune_learning_rate=1e-4),
+        augmenter=Augmenter(learning_rate=1e-3),
+        batch_size=50,
+        checkpoint_every=8,
+    ),
+    "quick": Ablation(
+        data=Data(name="digits"),
+        epochs=Epochs(pretrain=5, augment=5, finetune=5),
+        classifier=Classifier("ResNetSmall", learning_rate=1e-2, finetune_learning_rate=1e-3),
+        augmenter=Augmenter(learning_rate=1e-3),
+        batch_size=64,
+        checkpoint_every=5,
     ),
 }
 

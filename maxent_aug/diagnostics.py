@@ -192,6 +192,32 @@ def boxes(centre: Array, half_width: Array) -> dict[str, Array]:
     return found
 
 
+@jax.jit
+def draws(theta: Array, theta_again: Array) -> dict[str, Array]:
+    """How two draws of an augmenter for the same images differ: what is noise, what is the image.
+
+    Args:
+      theta, theta_again: [N, 2, 3]; equal ones of an augmenter that draws nothing.
+
+    Returns:
+      Scalars: spread_of_draws, the deviation of theta for one image (root mean square of
+      ||theta - its mean||_F); spread_of_images, that of the images' means; beyond_bounds, the
+      share of coordinates whose size is above 0.95 of `AffineBounds`.
+    """
+    within = jnp.mean(jnp.square(theta - theta_again).sum((-2, -1))) / 2
+    both = jnp.stack([theta, theta_again])
+    total = jnp.mean(jnp.square(both - both.mean((0, 1))).sum((-2, -1)))
+    parts = decompose_affine(both)
+    names = ("rotation", "log_scale", "log_aspect", "shear")
+    coordinates = [parts["translation"], *(parts[name][..., None] for name in names)]
+    shares = jnp.abs(jnp.concatenate(coordinates, axis=-1)) / jnp.array(AffineBounds())
+    return {
+        "spread_of_draws": jnp.sqrt(within),
+        "spread_of_images": jnp.sqrt(jnp.maximum(total - within, 0.0)),
+        "beyond_bounds": jnp.mean(shares > 0.95),
+    }
+
+
 def collapse(
     theta: Array,
     size: tuple[int, int],

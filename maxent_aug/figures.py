@@ -290,6 +290,56 @@ def half_widths(records: Iterable[Record]) -> Figure:
     return figure
 
 
+def collapses(table: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """Where variants of the augmenter end: distance from the identity, spread between images.
+
+    Args:
+      table: for each variant, named FORM-JUDGE-THETA-DRAWS, distance_from_identity and
+        spread_of_images.
+
+    Returns:
+      One panel: colour is the form of the loss, a filled mark has a discriminator, a square is
+      bounded, an edge of black draws noise. Below the dotted lines is a collapse.
+    """
+    figure = _figure(5.4)
+    axes = figure.subplots()
+    forms = list(dict.fromkeys(name.split("-")[0] for name in table))
+    colours = dict(zip(forms, ("#D55E00", "#0072B2", "#009E73", "#CC79A7"), strict=False))
+    for name, row in table.items():
+        form, judge, theta, draws = name.split("-")
+        colour = colours[form]
+        axes.scatter(
+            max(row["distance_from_identity"], 1e-4),
+            max(row["spread_of_images"], 1e-4),
+            marker="s" if theta == "bounded" else "o",
+            s=70,
+            facecolors=colour if judge == "discriminator" else "none",
+            edgecolors="black" if draws == "stochastic" else colour,
+            linewidths=1.5,
+            alpha=0.85,
+        )
+    axes.set(xscale="log", yscale="log")
+    low, high = axes.get_xlim()
+    axes.axvline(0.05, color=GREY, linewidth=0.8, linestyle=":")
+    axes.plot([low, high], [0.25 * low, 0.25 * high], color=GREY, linewidth=0.8, linestyle=":")
+    axes.set_xlim(low, high)
+    _tidy(axes, "distance from the identity, mean ‖θ − I‖", "spread between images")
+    axes.set_title(
+        "Left of the dotted line: the identity. Below the other: one transform for all", fontsize=12
+    )
+    handles = [
+        Line2D([], [], marker="o", linestyle="", color=colours[form], label=form) for form in forms
+    ]
+    for label, style in (
+        ("without discriminator", {"marker": "o", "markerfacecolor": "none"}),
+        ("bounded", {"marker": "s"}),
+        ("stochastic", {"marker": "o", "markeredgecolor": "black", "markeredgewidth": 1.5}),
+    ):
+        handles.append(Line2D([], [], linestyle="", color=GREY, label=label, **style))
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=9, frameon=False)
+    return figure
+
+
 def label_curves(
     labelled: Sequence[int], accuracy: Mapping[str, Sequence[Sequence[float]]]
 ) -> Figure:

@@ -5,7 +5,7 @@ All take images [B, H, W, C] of any size from 4x4 up and any number of channels.
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -120,6 +120,9 @@ def _downsample(x: Array, width: int, activation: Callable[[Array], Array]) -> A
     return x.reshape(x.shape[0], -1)
 
 
+START_WIDTH = 0.1  # of the noise of a new stochastic `Augmenter`
+
+
 def _identity(key: Array, shape: Sequence[int], dtype: Any) -> Array:
     """An initialiser: the identity transform, row by row."""
     del key
@@ -152,6 +155,9 @@ class Augmenter(nn.Module):
     Attributes:
       padding_mode: what lies outside the image, as in `grid_sample`.
       width, hidden: size of the localisation network.
+      bounds: of the six coordinates of the transform; None leaves theta free, as in the paper.
+      stochastic: whether uniform noise is added to what is chosen, of widths that are chosen too
+        and begin at `START_WIDTH`.
 
     Source: Jaderberg et al. 2015, "Spatial transformer networks".
     """
@@ -159,13 +165,46 @@ class Augmenter(nn.Module):
     padding_mode: str = "zeros"
     width: int = 16
     hidden: int = 64
+    bounds: AffineBounds | None = None
+    stochastic: bool = False
 
     @nn.compact
     def __call__(self, images: Array, key: Array | None = None) -> tuple[Array, Array]:
-        """Maps images [B, H, W, C] to (augmented [B, H, W, C], theta [B, 2, 3]); draws nothing."""
-        del key
-        theta = Localization(self.width, self.hidden)(images).reshape(-1, 2, 3)
+        """Maps images [B, H, W, C] to (augmented [B, H, W, C], theta [B, 2, 3]).
+
+        Raises ValueError if it is stochastic and gets no key.
+        """
+        outputs = 12 if self.stochastic else 6
+        start = _identity if self.bounds is None else nn.initializers.zeros
+
+        def bias(key: Array, shape: Sequence[int], dtype: Any) -> Array:
+            widths = jnp.full(shape[0] - 6, START_WIDTH, dtype)
+            return jnp.concatenate([start(key, (6,), dtype), widths])
+
+        chosen = Localization(self.width, self.hidden, outputs, bias)(images)
+        if self.stochastic:
+            if key is None:
+                raise ValueError("a stochastic augmenter needs a key")
+            chosen, widths = jnp.split(chosen, 2, axis=-1)
+            chosen += widths * jax.random.uniform(key, chosen.shape, minval=-1.0)
+        if self.bounds is None:
+            theta = chosen.reshape(-1, 2, 3)
+        else:
+            theta = bounded_affine(jnp.tanh(chosen), self.bounds)
         return warp_affine(images, theta, padding_mode=self.padding_mode), theta
+
+
+class Box(NamedTuple):
+    """What a `StochasticAugmenter` has learned for each image.
+
+    centre and half_width are [B, 6] shares of the bounds. room is [B] the log of how much of their
+    ranges is left on both sides, 0 in the middle: it falls without bound, and with a gradient that
+    does not vanish, towards the least and the largest width and the outermost centres.
+    """
+
+    centre: Array
+    half_width: Array
+    room: Array
 
 
 class StochasticAugmenter(nn.Module):
@@ -204,15 +243,19 @@ class StochasticAugmenter(nn.Module):
 
         self.localization = Localization(self.width, self.hidden, outputs=12, bias_init=bias)
 
-    def box(self, images: Array) -> tuple[Array, Array]:
-        """Maps images [B, H, W, C] to (centre, half_width), [B, 6] shares of the bounds."""
+    def box(self, images: Array) -> Box:
+        """Maps images [B, H, W, C] to the box of each."""
         raw_centre, raw_width = jnp.split(self.localization(images), 2, axis=-1)
-        half_width = self.least_width + (1 - self.least_width) * nn.sigmoid(raw_width)
-        return (1 - half_width) * jnp.tanh(raw_centre), half_width
+        share = nn.sigmoid(raw_width)
+        half_width = self.least_width + (1 - self.least_width) * share
+        # log(4 s (1 - s)) of the widths, s from 0 to 1, and of the centres, s = (1 + tanh) / 2.
+        both = jnp.concatenate([raw_width, 2 * raw_centre], axis=-1)
+        room = (nn.log_sigmoid(both) + nn.log_sigmoid(-both) + jnp.log(4.0)).sum(-1)
+        return Box((1 - half_width) * jnp.tanh(raw_centre), half_width, room)
 
-    def draw(self, box: tuple[Array, Array], key: Array, *, share: float | None = None) -> Array:
+    def draw(self, box: Box, key: Array, *, share: float | None = None) -> Array:
         """theta [B, 2, 3] drawn from each image's box, or the identity, for 1 - share of them."""
-        centre, half_width = box
+        centre, half_width, _ = box
         place_key, chosen_key = jax.random.split(key)
         place = jax.random.uniform(place_key, centre.shape, minval=-1.0)
         share = self.share if share is None else share
@@ -224,11 +267,11 @@ class StochasticAugmenter(nn.Module):
         theta = self.draw(self.box(images), key)
         return warp_affine(images, theta, padding_mode=self.padding_mode), theta
 
-    def transform(self, images: Array, key: Array) -> tuple[Array, Array, Array, Array]:
-        """(augmented, theta, centre, half_width), every image transformed, whatever `share` is."""
+    def transform(self, images: Array, key: Array) -> tuple[Array, Array, Box]:
+        """(augmented, theta, box), every image transformed, whatever `share` is."""
         box = self.box(images)
         theta = self.draw(box, key, share=1.0)
-        return warp_affine(images, theta, padding_mode=self.padding_mode), theta, *box
+        return warp_affine(images, theta, padding_mode=self.padding_mode), theta, box
 
 
 class Discriminator(nn.Module):

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,7 @@ from jax import Array
 
 from maxent_aug import models, programs, steps
 from maxent_aug.config import (
+    Ablation,
     ActiveLearning,
     Augmenter,
     Comparison,
@@ -21,6 +24,7 @@ from maxent_aug.config import (
     MatchingAugmenter,
     ScheduledClassifier,
 )
+from maxent_aug.spatial import DEFAULT_BOUNDS
 
 # All that is random in a phase is drawn from fold_in(key(seed), KINDS[kind]); so a classifier that
 # is trained in one phase begins as one that is pretrained.
@@ -71,6 +75,47 @@ def schedule(config: Config, image_shape: tuple[int, ...], num_classes: int) -> 
         augment = Phase(form, "augment", config.epochs.augment, begin_augment, *game, pretrain)
         phases += [augment, finetune(form, augment)]
     return tuple(phases)
+
+
+def ablation(
+    config: Ablation, image_shape: tuple[int, ...], num_classes: int
+) -> dict[tuple[str, ...], tuple[Phase, ...]]:
+    """Phases 2 and 3 of the paper, from one pretrained classifier, for all variants of phase 2.
+
+    Args:
+      config: of all variants.
+      image_shape: (H, W, C).
+      num_classes: m.
+
+    Returns:
+      The phases, in order, of each variant: form of the loss, discriminator or alone, free or
+      bounded, deterministic or stochastic; the first, pretraining, is the same for all.
+    """
+    tx = optax.adam(config.classifier.learning_rate)
+    begin = partial(begin_classifier, make_classifier(config, num_classes), image_shape, tx)
+    pretrain = Phase("pretrain", "pretrain", config.epochs.pretrain, begin, *_CLASSIFIER)
+    finetune_tx = optax.adam(config.classifier.finetune_learning_rate)
+    factors, games = config.factors, {}
+    for form in factors.loss_forms:
+        games[form] = _augment_steps(config.augmenter, form)
+    variants = {}
+    for variant in product(
+        factors.loss_forms, factors.discriminators, factors.thetas, factors.draws
+    ):
+        form, judge, theta, draw = variant
+        begin_augment = _begin_augment(
+            config.augmenter,
+            config.discriminator if judge == "discriminator" else None,
+            image_shape,
+            bounds=DEFAULT_BOUNDS if theta == "bounded" else None,
+            stochastic=draw == "stochastic",
+        )
+        branch, epochs = "-".join(variant), config.epochs
+        augment = Phase(branch, "augment", epochs.augment, begin_augment, *games[form], pretrain)
+        begin_finetune = partial(fresh_optimizer, finetune_tx)
+        finetune = Phase(branch, "finetune", epochs.finetune, begin_finetune, *_CLASSIFIER, augment)
+        variants[variant] = (pretrain, augment, finetune)
+    return variants
 
 
 def comparison(
@@ -166,7 +211,7 @@ def _joint(
         steps.joint_step,
         matching_weight=learned.matching_weight,
         guard_weight=learned.guard_weight,
-        width_weight=learned.width_weight,
+        room_weight=learned.room_weight,
     )
     unseen = programs.Unseen(learned.unseen, max(1, config.batch_size // learned.every))
     return Phase(
@@ -194,7 +239,7 @@ def scheduled_sgd(config: ScheduledClassifier, updates: int) -> optax.GradientTr
 
 
 def make_classifier(
-    config: Config | Comparison | ActiveLearning | Learning, num_classes: int
+    config: Config | Ablation | Comparison | ActiveLearning | Learning, num_classes: int
 ) -> models.ResNet:
     """The network that the configuration names."""
     architecture = getattr(models, config.classifier.architecture)
@@ -214,22 +259,23 @@ def begin_classifier(
 
 def _begin_augment(
     augmenter_config: Augmenter,
-    discriminator_config: Discriminator,
+    discriminator_config: Discriminator | None,
     image_shape: tuple[int, ...],
+    **options: Any,
 ) -> Callable[..., steps.State]:
-    """Adds a new augmenter and a new discriminator."""
-    augmenter = models.Augmenter(padding_mode=augmenter_config.padding_mode)
+    """Adds a new augmenter, of these options, and, if it has a configuration, a discriminator."""
+    augmenter = models.Augmenter(padding_mode=augmenter_config.padding_mode, **options)
     augmenter_tx = optax.adam(augmenter_config.learning_rate)
-    discriminator = models.Discriminator()
-    discriminator_tx = optax.sgd(discriminator_config.learning_rate)
 
     def begin(state: steps.State, key: Array) -> steps.State:
         keys = [jax.random.fold_in(key, i) for i in range(2)]
         create = partial(steps.create_model_state, image_shape=image_shape)
-        return state.replace(
-            augmenter=create(augmenter, keys[0], tx=augmenter_tx),
-            discriminator=create(discriminator, keys[1], tx=discriminator_tx),
-        )
+        discriminator = None
+        if discriminator_config is not None:
+            tx = optax.sgd(discriminator_config.learning_rate)
+            discriminator = create(models.Discriminator(), keys[1], tx=tx)
+        augmented = steps.create_model_state(augmenter, keys[0], image_shape, augmenter_tx, key)
+        return state.replace(augmenter=augmented, discriminator=discriminator)
 
     return begin
 

@@ -150,7 +150,7 @@ def loss_prediction_step(
 
 def adversarial_step(
     augmenter: ModelState,
-    discriminator: ModelState,
+    discriminator: ModelState | None,
     images: Array,
     classify: Callable[[Array], Array],
     *,
@@ -158,36 +158,41 @@ def adversarial_step(
     target: float = 0.3,
     loss_weight: float = 2.0,
     saturating: bool = True,
-) -> tuple[ModelState, ModelState, Metrics]:
+    key: Array | None = None,
+) -> tuple[ModelState, Any, Metrics]:
     """One update of the augmenter, then one of the discriminator, of the paper's objective V.
 
     V(D, G) = E[log D(I) + log(1 - D(I')) + loss_weight * L_ME(I')], min over G, max over D.
 
     Args:
-      augmenter: maps images to (augmented images, theta).
-      discriminator: maps images to logits [B].
+      augmenter: maps images, and the key if there is one, to (augmented images, theta).
+      discriminator: maps images to logits [B]; None leaves its terms out of V.
       images: [B, H, W, C] normalised.
       classify: a frozen classifier, images -> logits [B, m]; any differentiable function.
       form, target: of `max_entropy_loss`.
       loss_weight: lambda.
       saturating: of `generator_loss`.
+      key: of a stochastic augmenter.
     """
+    inputs = (images,) if key is None else (images, key)
 
     def augmenter_loss(params: Any) -> tuple[Array, Metrics]:
-        augmented, _ = augmenter.apply_fn({"params": params}, images)
+        augmented, _ = augmenter.apply_fn({"params": params}, *inputs)
         logits = classify(augmented)
-        generator = losses.generator_loss(discriminator(augmented), saturating=saturating).mean()
         max_entropy = losses.max_entropy_loss(logits, form=form, target=target).mean()
-        metrics = {
-            "generator_loss": generator,
-            "max_entropy_loss": max_entropy,
-            "entropy": losses.entropy(logits).mean(),
-        }
-        return generator + loss_weight * max_entropy, metrics
+        loss = loss_weight * max_entropy
+        metrics = {"max_entropy_loss": max_entropy, "entropy": losses.entropy(logits).mean()}
+        if discriminator is not None:
+            fake = discriminator(augmented)
+            metrics["generator_loss"] = losses.generator_loss(fake, saturating=saturating).mean()
+            loss += metrics["generator_loss"]
+        return loss, metrics
 
     (loss, metrics), grads = jax.value_and_grad(augmenter_loss, has_aux=True)(augmenter.params)
     augmenter = augmenter.apply_gradients(grads=grads)
-    augmented, _ = augmenter(images)
+    if discriminator is None:
+        return augmenter, None, {"loss": loss, **metrics}
+    augmented, _ = augmenter(*inputs)
 
     def discriminator_loss(params: Any) -> Array:
         real = discriminator.apply_fn({"params": params}, images)
@@ -209,7 +214,7 @@ def matching_step(
     *,
     matching_weight: float = 10.0,
     guard_weight: float = 0.1,
-    width_weight: float = 0.02,
+    room_weight: float = 0.02,
     memory: float = 0.95,
 ) -> tuple[ModelState, Metrics]:
     """One update of a stochastic augmenter towards images as uncertain as images never seen.
@@ -217,12 +222,13 @@ def matching_step(
     With h = H / log2 m, minimises
 
       matching_weight (h(augmented) - h(unseen))^2 + guard_weight CE(augmented)
-        - width_weight sum_k log half_width_k,
+        - room_weight room,
 
     where both h are means over the images of the last steps, the augmenter's `batch_stats`, so
     that a few images a step are enough. The first term cannot be met by the identity, since a
     classifier is surer of what it has trained on, nor by destroying the image; the second keeps
-    the class recognisable; the third is the entropy of the transform itself.
+    the class recognisable; the third, of the `Box`, keeps the transform from becoming a constant,
+    and what is learned from running into its bounds, where gradients vanish.
 
     Args:
       augmenter: of a `StochasticAugmenter`.
@@ -231,7 +237,7 @@ def matching_step(
       unseen: [U, H, W, C] normalised, of images that the classifier never trains on.
       classify: a frozen classifier, images -> logits [B, m]; any differentiable function.
       key: a typed random key.
-      matching_weight, guard_weight, width_weight: of the three terms.
+      matching_weight, guard_weight, room_weight: of the three terms.
       memory: share of the running means that is kept in a step, in [0, 1).
     """
     most = jnp.log2(classify(unseen[:1]).shape[-1])
@@ -244,24 +250,22 @@ def matching_step(
     entropy_unseen = remember("unseen", losses.entropy(classify(unseen)).mean() / most)
 
     def loss_fn(params: Any) -> tuple[Array, Metrics]:
-        augmented, _, centre, half_width = augmenter.apply_fn(
-            {"params": params}, images, key, method="transform"
-        )
+        augmented, _, box = augmenter.apply_fn({"params": params}, images, key, method="transform")
         logits = classify(augmented)
         entropy = losses.entropy(logits).mean() / most
         running = jax.lax.stop_gradient(remember("augmented", entropy))
         # The gradient of the square of the running difference, as if all of it were of this step.
         match = 2 * (running - entropy_unseen) * entropy
         guard = losses.cross_entropy(logits, labels).mean()
-        reward = jnp.log(half_width).sum(-1).mean()
-        loss = matching_weight * match + guard_weight * guard - width_weight * reward
+        room = box.room.mean()
+        loss = matching_weight * match + guard_weight * guard - room_weight * room
         return loss, {
             "augmenter_loss": loss,
             "entropy_augmented": running,
             "entropy_unseen": entropy_unseen,
             "guard": guard,
-            "half_width": half_width.mean(),
-            "centre": jnp.abs(centre).mean(),
+            "half_width": box.half_width.mean(),
+            "centre": jnp.abs(box.centre).mean(),
         }
 
     grads, metrics = jax.grad(loss_fn, has_aux=True)(augmenter.params)
@@ -284,14 +288,12 @@ def joint_step(
       unseen: [U, H, W, C] normalised, U <= B.
       options: of `matching_step`.
     """
-    if state.augmenter is None:
-        raise ValueError("the joint phase needs a state with an augmenter")
     key, matching_key = jax.random.split(key)
-    augmented, _ = state.augmenter(images, key)
+    augmented, _ = _augmenter(state)(images, key)
     classifier, metrics = _classifier_update(state.classifier, augmented, labels)
     every = len(images) // len(unseen)
     augmenter, matching_metrics = matching_step(
-        state.augmenter,
+        _augmenter(state),
         images[::every],
         labels[::every],
         unseen,
@@ -306,17 +308,17 @@ def augment_step(
     state: State, images: Array, labels: Array, key: Array, **options: Any
 ) -> tuple[State, Metrics]:
     """Phase 2: `adversarial_step` against the state's classifier, which stays as it is."""
-    del labels, key
+    del labels
     augmenter, discriminator, metrics = adversarial_step(
-        *_players(state), images, state.classifier, **options
+        _augmenter(state), state.discriminator, images, state.classifier, key=key, **options
     )
     return state.replace(augmenter=augmenter, discriminator=discriminator), metrics
 
 
-def _players(state: State) -> tuple[ModelState, ModelState]:
-    if state.augmenter is None or state.discriminator is None:
-        raise ValueError("phase 2 needs a state with an augmenter and a discriminator")
-    return state.augmenter, state.discriminator
+def _augmenter(state: State) -> ModelState:
+    if state.augmenter is None:
+        raise ValueError("this phase needs a state with an augmenter")
+    return state.augmenter
 
 
 def eval_step(state: State, images: Array, labels: Array) -> Metrics:
@@ -340,17 +342,13 @@ def joint_eval_step(state: State, images: Array, labels: Array) -> Metrics:
       `eval_step`'s values [B], logits [B, m] before and after the augmentation, theta [B, 2, 3],
       centre and half_width [B, 6], and augmented_accuracy [B].
     """
-    if state.augmenter is None:
-        raise ValueError("the joint phase needs a state with an augmenter")
-    augmented, theta, centre, half_width = state.augmenter(
-        images, jax.random.key(0), method="transform"
-    )
+    augmented, theta, box = _augmenter(state)(images, jax.random.key(0), method="transform")
     logits, logits_after = state.classifier(images), state.classifier(augmented)
     return {
         **_classifier_metrics(logits, labels),
         "theta": theta,
-        "centre": centre,
-        "half_width": half_width,
+        "centre": box.centre,
+        "half_width": box.half_width,
         "logits_before": logits,
         "logits_after": logits_after,
         "augmented_accuracy": (logits_after.argmax(-1) == labels).astype(jnp.float32),
@@ -364,19 +362,28 @@ def augment_eval_step(
 
     Returns:
       `eval_step`'s values [B], logits [B, m] before and after the augmentation, theta [B, 2, 3],
-      and [B]: augmented_accuracy, generator_loss, discriminator_loss, max_entropy_loss.
+      theta_again [B, 2, 3] of another draw, and [B]: augmented_accuracy, max_entropy_loss, and with
+      a discriminator generator_loss and discriminator_loss.
     """
-    augmenter, discriminator = _players(state)
-    augmented, theta = augmenter(images)
+    augmenter = _augmenter(state)
+    key, other_key = jax.random.split(jax.random.key(0))
+    augmented, theta = augmenter(images, key)
+    _, theta_again = augmenter(images, other_key)
     logits, logits_after = state.classifier(images), state.classifier(augmented)
-    fake = discriminator(augmented)
+    of_discriminator = {}
+    if state.discriminator is not None:
+        fake, real = state.discriminator(augmented), state.discriminator(images)
+        of_discriminator = {
+            "generator_loss": losses.generator_loss(fake, saturating=saturating),
+            "discriminator_loss": losses.discriminator_loss(real, fake),
+        }
     return {
         **_classifier_metrics(logits, labels),
+        **of_discriminator,
         "theta": theta,
+        "theta_again": theta_again,
         "logits_before": logits,
         "logits_after": logits_after,
         "augmented_accuracy": (logits_after.argmax(-1) == labels).astype(jnp.float32),
-        "generator_loss": losses.generator_loss(fake, saturating=saturating),
-        "discriminator_loss": losses.discriminator_loss(discriminator(images), fake),
         "max_entropy_loss": losses.max_entropy_loss(logits_after, form=form, target=target),
     }

@@ -353,6 +353,9 @@ def _evaluation_record(run: Run, phase: Phase, state: steps.State) -> dict[str, 
         theta, before, after = programs.put(run.mesh, theta, before, after)
         collapse = diagnostics.collapse(theta, (height, width), before, after)
         record = {name: float(value) for name, value in jax.device_get(collapse).items()}
+        if "theta_again" in values:
+            draws = diagnostics.draws(theta, values.pop("theta_again"))
+            record |= {name: float(value) for name, value in jax.device_get(draws).items()}
         if "half_width" in values:
             boxes = diagnostics.boxes(*(values.pop(k) for k in ("centre", "half_width")))
             record |= {name: float(value) for name, value in jax.device_get(boxes).items()}

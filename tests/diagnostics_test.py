@@ -28,6 +28,19 @@ def test_boxes_tell_width_centre_and_spread():
     assert float(same["spread_between"]) == pytest.approx(0, abs=1e-6)
 
 
+def test_draws_part_noise_from_image():
+    random = np.random.default_rng(0)
+    image = random.normal(0, 0.3, (4000, 2, 3)).astype(np.float32)
+    noise = random.normal(0, 0.1, (2, 4000, 2, 3)).astype(np.float32)
+    found = diagnostics.draws(*(np.eye(2, 3, dtype=np.float32) + image + noise))
+    assert float(found["spread_of_draws"]) == pytest.approx(0.1 * 6**0.5, rel=0.05)
+    assert float(found["spread_of_images"]) == pytest.approx(0.3 * 6**0.5, rel=0.05)
+    still = np.tile(IDENTITY, (5, 1, 1))
+    assert all(float(value) < 1e-3 for value in diagnostics.draws(still, still).values())
+    shifted = affine_matrix(translation=np.array([0.3, 0.3]), shear=0.31)[None]
+    assert float(diagnostics.draws(shifted, shifted)["beyond_bounds"]) == pytest.approx(0.5)
+
+
 seen_by_jit = jax.jit(diagnostics.picture_transform, static_argnums=1)
 collapse_by_jit = jax.jit(diagnostics.collapse, static_argnums=1)
 

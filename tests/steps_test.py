@@ -120,7 +120,7 @@ def test_matching_makes_augmented_images_as_uncertain_as_unseen_ones(stochastic,
     unseen = bright * (0.2 if surer else 1.2)
     step = jax.jit(
         partial(
-            steps.matching_step, classify=classify, guard_weight=0.0, width_weight=0.0, memory=0.0
+            steps.matching_step, classify=classify, guard_weight=0.0, room_weight=0.0, memory=0.0
         )
     )
     augmenter, widths, gaps = stochastic, [], []

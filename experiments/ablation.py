@@ -1,0 +1,178 @@
+"""Why the augmenter collapses: all variants of the paper's phase 2, from one pretrained classifier.
+
+Form of the loss, discriminator or alone, theta free or bounded, one transform for an image or noise
+about it. Each variant is trained for phases 2 and 3; what collapsed, and how, is read off the test
+images at the end of phase 2. Run it again in the same folder to resume, or to add seeds.
+
+  python -m experiments.ablation --preset=quick              digits, all 32 variants
+  python -m experiments.ablation --preset=small --seeds=3    5,000 images of CIFAR-10
+  python -m experiments.ablation --config.factors.loss_forms=intended,target
+"""
+
+import datetime
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments import cli
+from maxent_aug import metrics, phases, programs, run_folder, train
+from maxent_aug.config import ABLATION_PRESETS
+from maxent_aug.processes import on_first
+from maxent_aug.progress import Progress, duration
+
+MEASURES = (
+    "distance_from_identity", "spread_of_images", "spread_of_draws", "beyond_bounds",
+    "outside_frame", "entropy_before", "entropy_after", "test_augmented_accuracy",
+)  # fmt: skip
+# A collapse has happened beyond these; ours, and printed beside the table.
+NO_DISTANCE = 0.05  # ||theta - identity||: a quarter of a pixel at the corners of 32x32
+ONE_TRANSFORM = 0.25  # spread of images and draws, of the distance
+AT_BOUNDS = 0.5  # share of coordinates
+LOST_ACCURACY = 0.3
+
+
+def main(settings: cli.Settings) -> None:
+    """Trains every variant with every seed, and writes what came out to the run's folder."""
+    config = settings.config
+    train_set, test_set = cli.load_data(config, settings.data_dir)
+    mesh = programs.make_mesh()
+    shape, classes = train_set.images.shape[1:], len(train_set.class_names)
+    variants = phases.ablation(config, shape, classes)
+    with cli.open_run(settings) as (writer, stop):
+        pretrain = next(iter(variants.values()))[0]
+        rest = [leg for legs in variants.values() for leg in legs[1:]]
+        progress, clock = Progress(), train.Clock((pretrain, *rest), settings.seeds)
+        progress.say(f"{settings.experiment}, preset {settings.preset}, in {settings.workdir}")
+        for seed in range(settings.seeds):
+            on_device = programs.put_data(*cli.choose(train_set, test_set, config, seed), mesh)
+            run = train.Run(
+                config, settings.workdir, on_device, mesh, writer, progress, clock, stop
+            )
+            begun = train.train_phase(run, pretrain, seed, None)
+            for _, augment, finetune in variants.values():
+                learned = train.train_phase(run, augment, seed, begun)
+                train.train_phase(run, finetune, seed, learned)
+        result = on_first(partial(_write, settings, variants))
+    _print(settings.workdir, result)
+
+
+def _write(
+    settings: cli.Settings, variants: Mapping[tuple[str, ...], Sequence[phases.Phase]]
+) -> dict[str, Any]:
+    """Writes ablation.json and the plot: the content of the first."""
+    from maxent_aug import figures  # matplotlib writes a cache of fonts when it is imported
+
+    records = metrics.read(settings.workdir / "metrics.jsonl")
+    records = [r for r in records if r["seed"] < settings.seeds]
+    rows = {"-".join(variant): _row(records, legs) for variant, legs in variants.items()}
+    result = {
+        "experiment": settings.experiment,
+        "preset": settings.preset,
+        "command": shlex.join(
+            ["python", "-m", f"experiments.{settings.experiment}", *sys.argv[1:]]
+        ),
+        "date": datetime.date.today().isoformat(),
+        "thresholds": {
+            "identity": NO_DISTANCE,
+            "constant": ONE_TRANSFORM,
+            "bound": AT_BOUNDS,
+            "unrecognisable": LOST_ACCURACY,
+        },
+        "table": rows,
+        "factors": _marginals(variants, rows),
+        "seconds": sum(r["seconds"] for r in records),
+        "config": settings.identity["config"],
+        **run_folder.environment(),
+    }
+    run_folder.write_json(settings.workdir / "ablation.json", result)
+    folder = settings.workdir / "figures"
+    folder.mkdir(exist_ok=True)
+    figures.collapses(rows).savefig(folder / "collapses.png")
+    return result
+
+
+def _row(records: Sequence[metrics.Record], legs: Sequence[phases.Phase]) -> dict[str, Any]:
+    """Of a variant: means and deviations over seeds, each epoch of phase 2, and its collapses."""
+    _, augment, finetune = legs
+    own = [r for r in records if (r["branch"], r["phase"]) == (augment.branch, "augment")]
+    last = [r for r in own if r["epoch"] == augment.epochs]
+    after = [
+        r["test_accuracy"]
+        for r in records
+        if (r["branch"], r["phase"], r["epoch"]) == (finetune.branch, "finetune", finetune.epochs)
+    ]
+    means = {name: float(np.mean([r[name] for r in last])) for name in MEASURES}
+    # Phase 2 leaves the classifier alone: its accuracy is that of the pretrained one.
+    before = float(np.mean([r["test_accuracy"] for r in last]))
+    return {
+        "accuracy": _statistics(after),
+        "accuracy_pretrained": before,
+        **means,
+        "sd": {name: _statistics([r[name] for r in last])["sd"] for name in MEASURES},
+        "collapses": _collapses(means, before, bounded="bounded" in augment.branch),
+        "epochs": [
+            {name: float(np.mean([r[name] for r in own if r["epoch"] == e])) for name in MEASURES}
+            for e in sorted({r["epoch"] for r in own if "beyond_bounds" in r})
+        ],
+    }
+
+
+def _statistics(values: Sequence[float]) -> dict[str, Any]:
+    sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return {"mean": float(np.mean(values)), "sd": sd, "n": len(values)}
+
+
+def _collapses(means: Mapping[str, float], accuracy: float, *, bounded: bool) -> list[str]:
+    """To what a variant has collapsed: any of identity, constant, bound, unrecognisable."""
+    distance = means["distance_from_identity"]
+    spread = float(np.hypot(means["spread_of_images"], means["spread_of_draws"]))
+    found = {
+        "identity": distance < NO_DISTANCE,
+        "constant": distance >= NO_DISTANCE and spread < ONE_TRANSFORM * distance,
+        "bound": bounded and means["beyond_bounds"] > AT_BOUNDS,
+        "unrecognisable": accuracy - means["test_augmented_accuracy"] > LOST_ACCURACY,
+    }
+    return [name for name, is_so in found.items() if is_so]
+
+
+def _marginals(
+    variants: Mapping[tuple[str, ...], Any], rows: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """For each level of each factor, means over all variants with it."""
+    found = {}
+    for level in dict.fromkeys(level for variant in variants for level in variant):
+        own = [rows["-".join(variant)] for variant in variants if level in variant]
+        shares = {
+            name: float(np.mean([name in row["collapses"] for row in own]))
+            for name in ("identity", "constant", "bound", "unrecognisable")
+        }
+        means = {name: float(np.mean([row[name] for row in own])) for name in MEASURES}
+        accuracy = float(np.mean([row["accuracy"]["mean"] for row in own]))
+        found[level] = {"accuracy": accuracy, "collapsed": shares, **means}
+    return found
+
+
+def _print(workdir: Path, result: Mapping[str, Any]) -> None:
+    heads = "accuracy   from I   images    draws   bounds  outside     bits   on augmented"
+    print(f"\n{'':<46}{heads}   collapse to")
+    for name, row in result["table"].items():
+        values = "".join(f"{row[measure]:>9.3f}" for measure in MEASURES[:5])
+        print(
+            f"  {name:<44}{row['accuracy']['mean']:>8.4f}{values}{row['entropy_after']:>9.2f}"
+            f"{row['test_augmented_accuracy']:>15.3f}   {', '.join(row['collapses']) or '-'}"
+        )
+    print("\nMeans over the variants with each:")
+    for level, row in result["factors"].items():
+        shares = ", ".join(f"{name} {share:.0%}" for name, share in row["collapsed"].items())
+        print(f"  {level:<20}accuracy {row['accuracy']:.4f}   {shares}")
+    print(f"\n{duration(result['seconds'])} on {result['device']}")
+    print(f"ablation.json and figures/collapses.png in {workdir}")
+
+
+if __name__ == "__main__":
+    cli.run("ablation", ABLATION_PRESETS, main)
