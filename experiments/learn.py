@@ -1,7 +1,8 @@
 """Learns an augmenter for a data set, together with a classifier, and leaves it in a file.
 
 The augmenter draws for each image an affine transform from a box of its own, and learns the boxes
-so that augmented images are as uncertain as images that the classifier has never seen. Any
+so that augmented images are as uncertain as images that the classifier has never seen. In the
+second half of its training the classifier learns from all images, the augmenter frozen. Any
 tensorflow-datasets name or a folder of pictures will do. Run it again in the same folder to resume.
 
   python -m experiments.learn --preset=quick    digits, a minute on a CPU
@@ -48,19 +49,21 @@ def main(settings: cli.Settings) -> None:
     classes, shape = len(train_set.class_names), train_set.images.shape[1:]
     examples = config.data.train_examples or len(train_set.images) - config.data.held_out
     steps_per_epoch = examples // config.batch_size
-    phase = phases.learning(config, named_policy(names, classes), shape, classes, steps_per_epoch)
+    legs = phases.learning(config, named_policy(names, classes), shape, classes, steps_per_epoch)
     with cli.open_run(settings) as (writer, stop):
-        progress, clock = Progress(), train.Clock((phase,), settings.seeds)
+        progress, clock = Progress(), train.Clock(legs, settings.seeds)
         progress.say(f"{settings.experiment}, preset {settings.preset}, in {settings.workdir}")
         for seed in range(settings.seeds):
             on_device = programs.put_data(*cli.choose(train_set, test_set, config, seed), mesh)
             run = train.Run(
                 config, settings.workdir, on_device, mesh, writer, progress, clock, stop
             )
-            state = train.train_phase(run, phase, seed, None)
-            if state.augmenter is not None:
+            state = None
+            for leg in legs:
+                state = train.train_phase(run, leg, seed, state)
+            if state is not None and state.augmenter is not None:
                 on_first(partial(_save, settings, seed, state.augmenter.params, on_device))
-        result = on_first(partial(_write, settings, test_set.images[:PICTURES]))
+        result = on_first(partial(_write, settings, legs[-1], test_set.images[:PICTURES]))
     _print(settings.workdir, result)
 
 
@@ -91,11 +94,11 @@ def _save(settings: cli.Settings, seed: int, params: Any, on_device: programs.Da
     )
 
 
-def _write(settings: cli.Settings, images: np.ndarray) -> dict[str, Any]:
+def _write(settings: cli.Settings, last: phases.Phase, images: np.ndarray) -> dict[str, Any]:
     """Writes figures, report.html and result.json: the content of the last."""
     workdir = settings.workdir
     records = [r for r in metrics.read(workdir / "metrics.jsonl") if r["seed"] < settings.seeds]
-    result = _result(settings, records)
+    result = _result(settings, last, records)
     report.write_report(
         workdir / "report.html",
         title="A learned augmentation",
@@ -107,13 +110,15 @@ def _write(settings: cli.Settings, images: np.ndarray) -> dict[str, Any]:
     return result
 
 
-def _result(settings: cli.Settings, records: Sequence[metrics.Record]) -> dict[str, Any]:
+def _result(
+    settings: cli.Settings, last: phases.Phase, records: Sequence[metrics.Record]
+) -> dict[str, Any]:
     """The content of result.json."""
-    last = [r for r in records if r["epoch"] == settings.config.epochs.train]
+    end = [r for r in records if (r["phase"], r["epoch"]) == (last.kind, last.epochs)]
     names = [row[0] for row in report.COLLAPSE_ROWS] + ["rotation_deg_sd", "scale_sd"]
-    per_seed = [{name: r[name] for name in names} for r in last]
+    per_seed = [{name: r[name] for name in names} for r in end]
     means = {name: float(np.mean([each[name] for each in per_seed])) for name in names}
-    accuracies = [r["test_accuracy"] for r in last]
+    accuracies = [r["test_accuracy"] for r in end]
     sd = float(np.std(accuracies, ddof=1)) if len(accuracies) > 1 else None
     row = {"mean": float(np.mean(accuracies)), "sd": sd, "per_seed": accuracies}
     return {

@@ -184,13 +184,20 @@ class ScheduledClassifier:
 
 @dataclass(frozen=True)
 class MatchingAugmenter:
-    learning_rate: float = _field(1e-3, "Adam's", above=0)
+    learning_rate: float = _field(3e-4, "Adam's", above=0)
     unseen: float = _field(
         0.1,
-        "share of the training images that the classifier never trains on, whose entropy the "
-        "augmented ones are to have",
+        "share of the training images that the classifier does not train on while the augmenter "
+        "learns: augmented images are to be as uncertain as these",
         above=0,
         high=0.5,
+    )
+    together: float = _field(
+        0.5,
+        "share of the epochs in which augmenter and classifier learn together; in the rest the "
+        "classifier alone learns, from all training images, the augmenter frozen",
+        above=0,
+        high=1,
     )
     every: int = _field(5, "the augmenter learns from one in so many images of a batch", low=1)
     share: float = _field(0.5, "of the images that are transformed", above=0, high=1)
@@ -220,7 +227,7 @@ class Comparison(Training):
 
 @dataclass(frozen=True)
 class LearningEpochs:
-    train: int = _field(200, "of classifier and augmenter together", low=1)
+    train: int = _field(200, "of the classifier, in both phases", low=2)
 
 
 @dataclass(frozen=True)
@@ -336,7 +343,7 @@ LEARNING_PRESETS = {
         policy="identity",
         epochs=LearningEpochs(15),
         classifier=ScheduledClassifier("ResNetSmall"),
-        learned=MatchingAugmenter(padding_mode="border"),
+        learned=MatchingAugmenter(learning_rate=1e-3, padding_mode="border"),
         batch_size=64,
         checkpoint_every=5,
     ),

@@ -271,12 +271,13 @@ def half_widths(records: Iterable[Record]) -> Figure:
     """How wide the boxes of a stochastic augmenter are, epoch by epoch.
 
     Args:
-      records: of metrics.jsonl; epoch and half_width_NAME of `diagnostics.boxes` are used.
+      records: of metrics.jsonl; epoch and half_width_NAME (`diagnostics.boxes`) of phase "joint",
+        in which they are learned, are used.
 
     Returns:
       One panel, a line a coordinate: the mean over seeds, its band one standard deviation.
     """
-    records = [r for r in records if "half_width_tx" in r]
+    records = [r for r in records if "half_width_tx" in r and r["phase"] == "joint"]
     figure = _figure(4.2)
     axes = figure.subplots()
     colours = (*COLOURS.values(), *OTHER_COLOURS)

@@ -151,7 +151,7 @@ def comparison(
             phases[row] = (train("train", config.epochs.train, begin, *_CLASSIFIER),)
             continue
         if form == "unseen":
-            phases[row] = (_joint(row, config, begin, policy, image_shape),)
+            phases[row] = _learned(row, config, begin, policy, image_shape)
             continue
         pretrain = train("pretrain", half, begin, *_CLASSIFIER)
         game = _augment_steps(config.augmenter, form)
@@ -168,8 +168,8 @@ def learning(
     image_shape: tuple[int, ...],
     num_classes: int,
     steps_per_epoch: int,
-) -> Phase:
-    """One phase, in which a classifier and a stochastic augmenter are trained together.
+) -> tuple[Phase, Phase]:
+    """A classifier and a stochastic augmenter together, then the classifier alone, on all images.
 
     Args:
       config: the run's.
@@ -180,7 +180,7 @@ def learning(
     """
     tx = scheduled_sgd(config.classifier, config.epochs.train * steps_per_epoch)
     begin = partial(begin_classifier, make_classifier(config, num_classes), image_shape, tx)
-    return _joint("learned", config, begin, policy, image_shape)
+    return _learned("learned", config, begin, policy, image_shape)
 
 
 def make_augmenter(config: MatchingAugmenter) -> models.StochasticAugmenter:
@@ -190,13 +190,14 @@ def make_augmenter(config: MatchingAugmenter) -> models.StochasticAugmenter:
     )
 
 
-def _joint(
+def _learned(
     branch: str,
     config: Comparison | Learning,
     begin_classifier: Callable[..., steps.State],
     policy: programs.Policy,
     image_shape: tuple[int, ...],
-) -> Phase:
+) -> tuple[Phase, Phase]:
+    """`learning`; in the second phase the augmenter is frozen, and no image unseen any more."""
     learned = config.learned
     augmenter, tx = make_augmenter(learned), optax.adam(learned.learning_rate)
 
@@ -214,16 +215,14 @@ def _joint(
         room_weight=learned.room_weight,
     )
     unseen = programs.Unseen(learned.unseen, max(1, config.batch_size // learned.every))
-    return Phase(
-        branch,
-        "joint",
-        config.epochs.train,
-        begin,
-        step,
-        steps.joint_eval_step,
-        policy=policy,
-        unseen=unseen,
+    epochs = config.epochs.train
+    together = min(epochs - 1, max(1, round(learned.together * epochs)))
+    make = partial(Phase, branch, eval_step=steps.joint_eval_step, policy=policy)
+    joint = make("joint", together, begin, step, unseen=unseen)
+    rest = make(
+        "finetune", epochs - together, _drop_discriminator, steps.classifier_step, follows=joint
     )
+    return joint, rest
 
 
 _CLASSIFIER = steps.classifier_step, steps.eval_step

@@ -214,10 +214,11 @@ def test_versions_have_their_words_below_them(shape):
 def test_half_widths_are_drawn_by_coordinate():
     names = [f"half_width_{name}" for name, _ in figures.COORDINATES]
     records = [
-        {"epoch": epoch} | {name: 0.1 * i + 0.01 * epoch for i, name in enumerate(names)}
+        {"epoch": epoch, "phase": "joint"}
+        | {name: 0.1 * i + 0.01 * epoch for i, name in enumerate(names)}
         for epoch in (1, 2, 3)
     ]
-    axes = figures.half_widths([{"epoch": 0}, *records]).axes[0]
+    axes = figures.half_widths([{"epoch": 0}, *records, records[0] | {"phase": "finetune"}]).axes[0]
     assert len(axes.lines) == 6
     for index, line in enumerate(axes.lines):
         np.testing.assert_array_equal(line.get_xdata(), [1, 2, 3])

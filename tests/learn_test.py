@@ -45,8 +45,8 @@ def go(monkeypatch):
 def test_a_run_leaves_what_it_promises_and_a_stopped_one_the_same(
     go, tmp_path, monkeypatch, capsys
 ):
-    phase = phases.learning(CONFIG, programs.unchanged, (8, 8, 1), 10, 3)
-    monkeypatch.setattr(phases, "learning", lambda *_: phase)  # compiled once
+    legs = phases.learning(CONFIG, programs.unchanged, (8, 8, 1), 10, 3)
+    monkeypatch.setattr(phases, "learning", lambda *_: legs)  # compiled once
     whole = go(tmp_path / "whole", seeds=2)
     assert "load_augmenter" in capsys.readouterr().out
     for name in ("versions", "half_widths", "accuracy"):
@@ -55,11 +55,11 @@ def test_a_run_leaves_what_it_promises_and_a_stopped_one_the_same(
     assert "half-width of the box" in page and "paper" not in page
     assert len(whole["table1"]["learned"]["per_seed"]) == 2
 
-    real, stops = train._train_epoch, [0, 1]
+    real, stops = train._train_epoch, ["joint", "finetune"]
 
     def stopping(leg, epoch, at):
-        if epoch in stops:
-            stops.remove(epoch)
+        if leg.phase.kind in stops:
+            stops.remove(leg.phase.kind)
             os.kill(os.getpid(), signal.SIGTERM)
         return real(leg, epoch, at)
 

@@ -344,7 +344,9 @@ def joint():
     tiny = partial(models.ResNet, stage_sizes=(1,), width=4)
     with mock.patch.object(models, "ResNet18", tiny):
         rows = {"learned": (programs.unchanged, "unseen")}
-        return phases.comparison(config, rows, (8, 8, 1), 10, STEPS)["learned"][0]
+        joint, rest = phases.comparison(config, rows, (8, 8, 1), 10, STEPS)["learned"]
+    assert joint.epochs + rest.epochs == 2 and rest.unseen.share == 0
+    return joint
 
 
 def test_a_joint_phase_on_one_device_and_eight():
