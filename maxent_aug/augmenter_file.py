@@ -42,7 +42,7 @@ def save_augmenter(
     """
     about = {name: getattr(module, name) for name in FIELDS}
     about |= {"format": FORMAT, "image_shape": list(image_shape)}
-    arrays = traverse_util.flatten_dict(jax.device_get(params), sep="/")
+    arrays: dict[str, Any] = traverse_util.flatten_dict(jax.device_get(params), sep="/")
     content = io.BytesIO()
     np.savez(content, about=json.dumps(about), mean=mean, sd=sd, **arrays)
     write_atomically(Path(path), content.getvalue())
@@ -87,7 +87,8 @@ def load_augmenter(path: str | Path) -> Callable[[Array, ArrayLike], tuple[Array
                 f"images must be uint8 or float32 [B, {', '.join(map(str, shape))}], got "
                 f"{images.dtype} {images.shape}"
             )
-        augmented, theta = module.apply({"params": params}, normalize(images, mean, sd), key)
+        result: Any = module.apply({"params": params}, normalize(images, mean, sd), key)
+        augmented, theta = result
         if images.dtype == jnp.uint8:
             return denormalize(augmented, mean, sd), theta
         return (augmented * sd + mean) * 255.0, theta

@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -331,12 +332,12 @@ def collapses(table: Mapping[str, Mapping[str, Any]]) -> Figure:
     handles = [
         Line2D([], [], marker="o", linestyle="", color=colours[form], label=form) for form in forms
     ]
-    for label, style in (
-        ("without discriminator", {"marker": "o", "markerfacecolor": "none"}),
-        ("bounded", {"marker": "s"}),
-        ("stochastic", {"marker": "o", "markeredgecolor": "black", "markeredgewidth": 1.5}),
-    ):
-        handles.append(Line2D([], [], linestyle="", color=GREY, label=label, **style))
+    grey = partial(Line2D, [], [], linestyle="", color=GREY)
+    handles += [
+        grey(marker="o", markerfacecolor="none", label="without discriminator"),
+        grey(marker="s", label="bounded"),
+        grey(marker="o", markeredgecolor="black", markeredgewidth=1.5, label="stochastic"),
+    ]
     figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=9, frameon=False)
     return figure
 

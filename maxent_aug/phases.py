@@ -58,23 +58,31 @@ def schedule(config: Config, image_shape: tuple[int, ...], num_classes: int) -> 
       image_shape: (H, W, C).
       num_classes: m.
     """
-    tx = optax.adam(config.classifier.learning_rate)
-    begin = partial(begin_classifier, make_classifier(config, num_classes), image_shape, tx)
-    pretrain = Phase("pretrain", "pretrain", config.epochs.pretrain, begin, *_CLASSIFIER)
-    # Made once, so that the branches share their compiled programs.
-    finetune_tx = optax.adam(config.classifier.finetune_learning_rate)
+    pretrain, finetune = _classifier_phases(config, image_shape, num_classes)
     begin_augment = _begin_augment(config.augmenter, config.discriminator, image_shape)
-
-    def finetune(branch: str, follows: Phase) -> Phase:
-        begin = partial(fresh_optimizer, finetune_tx)
-        return Phase(branch, "finetune", config.epochs.finetune, begin, *_CLASSIFIER, follows)
-
     phases = [pretrain, finetune("baseline", pretrain)]
     for form in config.augmenter.loss_forms:
         game = _augment_steps(config.augmenter, form)
         augment = Phase(form, "augment", config.epochs.augment, begin_augment, *game, pretrain)
         phases += [augment, finetune(form, augment)]
     return tuple(phases)
+
+
+def _classifier_phases(
+    config: Config | Ablation, image_shape: tuple[int, ...], num_classes: int
+) -> tuple[Phase, Callable[[str, Phase], Phase]]:
+    """Phase 1, and what makes phase 3 of a branch from the phase that it follows."""
+    tx = optax.adam(config.classifier.learning_rate)
+    begin = partial(begin_classifier, make_classifier(config, num_classes), image_shape, tx)
+    pretrain = Phase("pretrain", "pretrain", config.epochs.pretrain, begin, *_CLASSIFIER)
+    # Made once, so that the branches share their compiled programs.
+    begin_again = partial(fresh_optimizer, optax.adam(config.classifier.finetune_learning_rate))
+
+    def finetune(branch: str, follows: Phase) -> Phase:
+        epochs = config.epochs.finetune
+        return Phase(branch, "finetune", epochs, begin_again, *_CLASSIFIER, follows)
+
+    return pretrain, finetune
 
 
 def ablation(
@@ -91,14 +99,9 @@ def ablation(
       The phases, in order, of each variant: form of the loss, discriminator or alone, free or
       bounded, deterministic or stochastic; the first, pretraining, is the same for all.
     """
-    tx = optax.adam(config.classifier.learning_rate)
-    begin = partial(begin_classifier, make_classifier(config, num_classes), image_shape, tx)
-    pretrain = Phase("pretrain", "pretrain", config.epochs.pretrain, begin, *_CLASSIFIER)
-    finetune_tx = optax.adam(config.classifier.finetune_learning_rate)
-    factors, games = config.factors, {}
-    for form in factors.loss_forms:
-        games[form] = _augment_steps(config.augmenter, form)
-    variants = {}
+    pretrain, finetune = _classifier_phases(config, image_shape, num_classes)
+    factors, variants = config.factors, {}
+    games = {form: _augment_steps(config.augmenter, form) for form in factors.loss_forms}
     for variant in product(
         factors.loss_forms, factors.discriminators, factors.thetas, factors.draws
     ):
@@ -110,11 +113,9 @@ def ablation(
             bounds=DEFAULT_BOUNDS if theta == "bounded" else None,
             stochastic=draw == "stochastic",
         )
-        branch, epochs = "-".join(variant), config.epochs
-        augment = Phase(branch, "augment", epochs.augment, begin_augment, *games[form], pretrain)
-        begin_finetune = partial(fresh_optimizer, finetune_tx)
-        finetune = Phase(branch, "finetune", epochs.finetune, begin_finetune, *_CLASSIFIER, augment)
-        variants[variant] = (pretrain, augment, finetune)
+        branch, epochs = "-".join(variant), config.epochs.augment
+        augment = Phase(branch, "augment", epochs, begin_augment, *games[form], follows=pretrain)
+        variants[variant] = (pretrain, augment, finetune(branch, augment))
     return variants
 
 

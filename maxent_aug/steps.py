@@ -193,10 +193,10 @@ def adversarial_step(
     if discriminator is None:
         return augmenter, None, {"loss": loss, **metrics}
     augmented, _ = augmenter(*inputs)
+    judge = discriminator.apply_fn
 
     def discriminator_loss(params: Any) -> Array:
-        real = discriminator.apply_fn({"params": params}, images)
-        fake = discriminator.apply_fn({"params": params}, augmented)
+        real, fake = judge({"params": params}, images), judge({"params": params}, augmented)
         return losses.discriminator_loss(real, fake).mean()
 
     d_loss, grads = jax.value_and_grad(discriminator_loss)(discriminator.params)
