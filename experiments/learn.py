@@ -2,7 +2,7 @@
 
 The augmenter draws for each image an affine transform from a box of its own, and learns the boxes
 so that augmented images are as uncertain as images that the classifier has never seen. In the
-second half of its training the classifier learns from all images, the augmenter frozen. Any
+last tenth of its training the classifier learns from all images, the augmenter frozen. Any
 tensorflow-datasets name or a folder of pictures will do. Run it again in the same folder to resume.
 
   python -m experiments.learn --preset=quick    digits, a minute on a CPU

@@ -193,7 +193,7 @@ class MatchingAugmenter:
         high=0.5,
     )
     together: float = _field(
-        0.5,
+        0.9,
         "share of the epochs in which augmenter and classifier learn together; in the rest the "
         "classifier alone learns, from all training images, the augmenter frozen",
         above=0,
@@ -204,7 +204,7 @@ class MatchingAugmenter:
     start_width: float = _field(
         0.3, "half-width of a new augmenter's boxes, a share of the bounds", low=0.05, high=0.95
     )
-    matching_weight: float = _field(10.0, "of the squared difference of the entropies", low=0)
+    matching_weight: float = _field(20.0, "of the squared difference of the entropies", low=0)
     guard_weight: float = _field(0.1, "of the cross-entropy of the augmented images", low=0)
     room_weight: float = _field(
         0.02, "of the room that centres and half-widths keep to their ends", low=0

@@ -212,7 +212,7 @@ def matching_step(
     classify: Callable[[Array], Array],
     key: Array,
     *,
-    matching_weight: float = 10.0,
+    matching_weight: float = 20.0,
     guard_weight: float = 0.1,
     room_weight: float = 0.02,
     memory: float = 0.95,
