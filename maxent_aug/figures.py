@@ -300,23 +300,29 @@ def collapses(table: Mapping[str, Mapping[str, Any]]) -> Figure:
         spread_of_images.
 
     Returns:
-      One panel: colour is the form of the loss, a filled mark has a discriminator, a square is
-      bounded, an edge of black draws noise. Below the dotted lines is a collapse.
+      One panel: colour is the form of the loss, a filled mark has a discriminator, its shape says
+      whether theta is bounded and whether noise is drawn. Beyond a dotted line is a collapse.
     """
     figure = _figure(5.4)
     axes = figure.subplots()
     forms = list(dict.fromkeys(name.split("-")[0] for name in table))
     colours = dict(zip(forms, ("#D55E00", "#0072B2", "#009E73", "#CC79A7"), strict=False))
+    shapes = {
+        ("free", "deterministic"): "o",
+        ("free", "stochastic"): "^",
+        ("bounded", "deterministic"): "s",
+        ("bounded", "stochastic"): "D",
+    }
     for name, row in table.items():
         form, judge, theta, draws = name.split("-")
         colour = colours[form]
         axes.scatter(
             max(row["distance_from_identity"], 1e-4),
             max(row["spread_of_images"], 1e-4),
-            marker="s" if theta == "bounded" else "o",
+            marker=shapes[theta, draws],
             s=70,
             facecolors=colour if judge == "discriminator" else "none",
-            edgecolors="black" if draws == "stochastic" else colour,
+            edgecolors=colour,
             linewidths=1.5,
             alpha=0.85,
         )
@@ -327,18 +333,16 @@ def collapses(table: Mapping[str, Mapping[str, Any]]) -> Figure:
     axes.set_xlim(low, high)
     _tidy(axes, "distance from the identity, mean ‖θ − I‖", "spread between images")
     axes.set_title(
-        "Left of the dotted line: the identity. Below the other: one transform for all", fontsize=12
+        "Left of the dotted line: the identity. Below the other: the same for all images",
+        fontsize=12,
     )
     handles = [
         Line2D([], [], marker="o", linestyle="", color=colours[form], label=form) for form in forms
     ]
     grey = partial(Line2D, [], [], linestyle="", color=GREY)
-    handles += [
-        grey(marker="o", markerfacecolor="none", label="without discriminator"),
-        grey(marker="s", label="bounded"),
-        grey(marker="o", markeredgecolor="black", markeredgewidth=1.5, label="stochastic"),
-    ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=9, frameon=False)
+    handles += [grey(marker=shape, label=", ".join(words)) for words, shape in shapes.items()]
+    handles.append(grey(marker="o", markerfacecolor="none", label="without discriminator"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=9, frameon=False)
     return figure
 
 
