@@ -312,9 +312,8 @@ def run_steps(phase, state, devices, count, calls=None, batch_size=16):
     plan = programs.Plan(order, jax.random.key(0), np.arange(0, 48, 5, dtype=np.int32))
     plan = jax.device_put(plan, replicated)
     state = jax.device_put(jax.tree.map(jnp.copy, state), replicated)
-    program = programs.train_program(
-        phase.step, mesh, batch_size, calls is None, phase.policy, unseen
-    )
+    policy = partial(phase.policy)  # a program of its own, which `compilations` does not count
+    program = programs.train_program(phase.step, mesh, batch_size, calls is None, policy, unseen)
     for first in range(0, count, calls or 1):
         last = min(first + (calls or 1), count)
         bounds = jax.device_put((np.int32(first), np.int32(last)), replicated)
@@ -462,7 +461,9 @@ def test_one_compilation_a_phase_also_after_resume(uninterrupted, tmp_path):
     assert compilations() == before
 
 
-def test_an_epoch_makes_no_implicit_transfer(tmp_path, monkeypatch):
+@pytest.mark.parametrize("together", [False, True])
+def test_an_epoch_makes_no_implicit_transfer(tmp_path, monkeypatch, together):
+    legs = (joint(),) if together else small_run.phases()
     real = train._train_epoch
 
     def guarded(*args):
@@ -470,7 +471,7 @@ def test_an_epoch_makes_no_implicit_transfer(tmp_path, monkeypatch):
             return real(*args)
 
     monkeypatch.setattr(train, "_train_epoch", guarded)
-    small_run.go(tmp_path)
+    small_run.go(tmp_path, legs=legs)
 
 
 @pytest.mark.parametrize(("devices", "batch_size"), [(1, 7), (1, 25), (1, 10**12), (8, 7), (8, 16)])
