@@ -9,9 +9,6 @@ images at the end of phase 2. Run it again in the same folder to resume, or to a
   python -m experiments.ablation --config.factors.loss_forms=intended,target
 """
 
-import datetime
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -71,12 +68,7 @@ def _write(
     records = [r for r in records if r["seed"] < settings.seeds]
     rows = {"-".join(variant): _row(records, legs) for variant, legs in variants.items()}
     result = {
-        "experiment": settings.experiment,
-        "preset": settings.preset,
-        "command": shlex.join(
-            ["python", "-m", f"experiments.{settings.experiment}", *sys.argv[1:]]
-        ),
-        "date": datetime.date.today().isoformat(),
+        **cli.heading(settings),
         "thresholds": {
             "identity": NO_DISTANCE,
             "constant": ONE_TRANSFORM,

@@ -8,10 +8,7 @@ folder to resume, or to add strategies and seeds.
   python -m experiments.active_learning --preset=small --seeds=3
 """
 
-import datetime
 import json
-import shlex
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
@@ -233,12 +230,7 @@ def _result(
             "per_seed": per_seed,
         }
     return {
-        "experiment": settings.experiment,
-        "preset": settings.preset,
-        "command": shlex.join(
-            ["python", "-m", f"experiments.{settings.experiment}", *sys.argv[1:]]
-        ),
-        "date": datetime.date.today().isoformat(),
+        **cli.heading(settings),
         "labelled": list(sizes),
         "curves": curves,
         "seconds": sum(r["seconds"] for r in records),

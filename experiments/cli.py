@@ -5,7 +5,9 @@ values of `--preset`.
 """
 
 import dataclasses
+import datetime
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -187,6 +189,17 @@ def _parse(argv: list[str]) -> list[str]:
     if len(rest) > 1:
         fail(UsageError(f"argument {rest[1]!r} is not a flag; flags are --name=value"), 2)
     return rest
+
+
+def heading(settings: Settings) -> dict[str, Any]:
+    """What a result begins with: experiment, preset, the command, today's date."""
+    command = ["python", "-m", f"experiments.{settings.experiment}", *sys.argv[1:]]
+    return {
+        "experiment": settings.experiment,
+        "preset": settings.preset,
+        "command": shlex.join(command),
+        "date": datetime.date.today().isoformat(),
+    }
 
 
 def fail(error: BaseException, code: int) -> NoReturn:

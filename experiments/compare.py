@@ -9,9 +9,6 @@ Run it again in the same folder to resume, or to add policies and seeds.
   python -m experiments.compare --policies=flip_crop,flip_crop+cutout --seeds=2    all of CIFAR-10
 """
 
-import datetime
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -190,12 +187,7 @@ def _result(settings: cli.Settings, rows: Mapping[str, Sequence[phases.Phase]]) 
         }
     tested_on = "held-out training" if settings.config.data.held_out else "test"
     return {
-        "experiment": settings.experiment,
-        "preset": settings.preset,
-        "command": shlex.join(
-            ["python", "-m", f"experiments.{settings.experiment}", *sys.argv[1:]]
-        ),
-        "date": datetime.date.today().isoformat(),
+        **cli.heading(settings),
         "note": f"accuracy of the last epoch on the {tested_on} images; nothing was tuned: "
         "each policy has the settings of its paper, all have one recipe of training",
         "table": table,

@@ -9,9 +9,6 @@ tensorflow-datasets name or a folder of pictures will do. Run it again in the sa
   python -m experiments.learn --config.data.name=folder --data_dir=PATH --config.data.image_size=64
 """
 
-import datetime
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -122,12 +119,7 @@ def _result(
     sd = float(np.std(accuracies, ddof=1)) if len(accuracies) > 1 else None
     row = {"mean": float(np.mean(accuracies)), "sd": sd, "per_seed": accuracies}
     return {
-        "experiment": settings.experiment,
-        "preset": settings.preset,
-        "command": shlex.join(
-            ["python", "-m", f"experiments.{settings.experiment}", *sys.argv[1:]]
-        ),
-        "date": datetime.date.today().isoformat(),
+        **cli.heading(settings),
         "table1": {"learned": row},
         "collapse": {"learned": means | {"per_seed": per_seed}},
         "seconds": sum(r["seconds"] for r in records),

@@ -8,9 +8,6 @@ of the max-entropy loss. Run it again in the same folder to resume.
   python -m experiments.paper                           the paper's protocol, for an accelerator
 """
 
-import datetime
-import shlex
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -113,12 +110,7 @@ def _result(settings: cli.Settings, config: dict[str, Any], records: list[Any]) 
         means = {k: float(np.mean([r[k] for r in per_seed])) for k in COLLAPSE}
         collapse[form] = means | {"per_seed": per_seed}
     return {
-        "experiment": settings.experiment,
-        "preset": settings.preset,
-        "command": shlex.join(
-            ["python", "-m", f"experiments.{settings.experiment}", *sys.argv[1:]]
-        ),
-        "date": datetime.date.today().isoformat(),
+        **cli.heading(settings),
         "table1": table1,
         "collapse": collapse,
         "seconds": sum(r["seconds"] for r in records),

@@ -23,6 +23,17 @@ MOST_SCALE = 1e3
 MOST_CONDITION = 1e5
 
 
+# Of `AffineBounds`, in words.
+COORDINATES = (
+    ("tx", "shift to the side"),
+    ("ty", "shift up or down"),
+    ("rotation", "rotation"),
+    ("log_scale", "scale"),
+    ("log_aspect", "aspect"),
+    ("shear", "shear"),
+)
+
+
 def picture_transform(theta: Array, size: tuple[int, int]) -> dict[str, Array]:
     """What a person sees done to the picture, in human units.
 

@@ -14,6 +14,8 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from maxent_aug.diagnostics import COORDINATES
+
 Record = Mapping[str, Any]
 
 WIDTH_INCHES = 9.0
@@ -112,17 +114,6 @@ def accuracy(records: Iterable[Record]) -> Figure:
     if axes.lines:
         figure.legend(loc="outside lower center", ncols=2, fontsize=9, frameon=False)
     return figure
-
-
-# Of spatial.AffineBounds.
-COORDINATES = (
-    ("tx", "shift to the side"),
-    ("ty", "shift up or down"),
-    ("rotation", "rotation"),
-    ("log_scale", "scale"),
-    ("log_aspect", "aspect"),
-    ("shear", "shear"),
-)
 
 
 def transforms(parameters_by_branch: Mapping[str, Mapping[str, Any]]) -> Figure:

@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
+from maxent_aug.diagnostics import COORDINATES
 from maxent_aug.progress import duration
 
 Record = Mapping[str, Any]
@@ -29,14 +30,7 @@ COLLAPSE_ROWS = (
     ("spread_between", None, "spread of the boxes between images", "of the bounds"),
     *(
         (f"half_width_{name}", None, f"half-width of the box, {label}", "of the bound")
-        for name, label in (
-            ("tx", "shift to the side"),
-            ("ty", "shift up or down"),
-            ("rotation", "rotation"),
-            ("log_scale", "scale"),
-            ("log_aspect", "aspect"),
-            ("shear", "shear"),
-        )
+        for name, label in COORDINATES
     ),
 )
 

@@ -240,14 +240,15 @@ def matching_step(
       matching_weight, guard_weight, room_weight: of the three terms.
       memory: share of the running means that is kept in a step, in [0, 1).
     """
-    most = jnp.log2(classify(unseen[:1]).shape[-1])
+    unseen_logits = classify(unseen)
+    most = jnp.log2(unseen_logits.shape[-1])
     first = augmenter.step == 0
 
     def remember(name: str, value: Array) -> Array:
         kept = augmenter.batch_stats[name] if augmenter.batch_stats else value
         return jnp.where(first, value, memory * kept + (1 - memory) * value)
 
-    entropy_unseen = remember("unseen", losses.entropy(classify(unseen)).mean() / most)
+    entropy_unseen = remember("unseen", losses.entropy(unseen_logits).mean() / most)
 
     def loss_fn(params: Any) -> tuple[Array, Metrics]:
         augmented, _, box = augmenter.apply_fn({"params": params}, images, key, method="transform")

@@ -184,8 +184,9 @@ def train_phase(run: Run, phase: Phase, seed: int, start: steps.State | None) ->
 def _split(run: Run, phase: Phase, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Indices of the training images that the phase trains on, and of its unseen ones, by class."""
     labels = jax.device_get(run.data.train_labels)
-    count = round(phase.unseen.share * len(labels))
-    unseen = stratified(labels, count, seed) if count else np.arange(0)
+    share = phase.unseen.share
+    count = max(1, round(share * len(labels))) if share else 0
+    unseen = stratified(labels, count, seed)
     return np.setdiff1d(np.arange(len(labels)), unseen).astype(np.int32), unseen.astype(np.int32)
 
 
