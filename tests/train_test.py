@@ -66,7 +66,7 @@ def uninterrupted(tmp_path_factory):
             watcher.copy()
 
         patch.setattr(metrics.MetricsWriter, "write", write_and_copy)
-        before = compilations()  # of other tests, under a transfer guard for instance
+        before = compilations()  # of other tests in this process
         final = small_run.go(workdir)
     watcher.workdir = None
     assert compilations() - before <= len(small_run.phases())
