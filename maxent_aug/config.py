@@ -293,11 +293,11 @@ COMPARISON_PRESETS = {
     "full": Comparison(evaluate_every=10, checkpoint_every=5),
     "small": Comparison(
         data=Data(train_examples=5000),
-        epochs=ComparedEpochs(train=40, augment=8),
+        epochs=ComparedEpochs(train=20, augment=4),
         classifier=ScheduledClassifier("ResNetSmall"),
         batch_size=50,
         evaluate_every=20,
-        checkpoint_every=10,
+        checkpoint_every=5,
     ),
     "quick": Comparison(
         data=Data(name="digits"),
