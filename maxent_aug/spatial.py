@@ -300,19 +300,23 @@ def _sample(
     ):
         if value not in allowed:
             raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
-    if method == "auto":
-        method = "matmul" if jax.default_backend() == "tpu" else "gather"
     height, width = image.shape[-3:-1]
     x = _padded_position(x + (width - 1) / 2, width, padding_mode, align_corners)
     y = _padded_position(y + (height - 1) / 2, height, padding_mode, align_corners)
     pixels = _at_least_float32(image)
-    if method == "matmul":
-        out = _sample_matmul(pixels, x, y, mode)
-    elif mode == "nearest":
-        out = _gather(pixels, x, y, mode)
+    matmul, gather = partial(_sample_matmul, mode=mode), partial(_sample_gather, mode=mode)
+    if method == "auto":  # decided when it is lowered: an exported program may be for several
+        out = jax.lax.platform_dependent(pixels, x, y, tpu=matmul, default=gather)
     else:
-        out = _bilinear(pixels, jax.lax.complex(x, y))
+        out = (matmul if method == "matmul" else gather)(pixels, x, y)
     return out.astype(image.dtype if jnp.issubdtype(image.dtype, jnp.floating) else jnp.float32)
+
+
+def _sample_gather(image: jax.Array, x: jax.Array, y: jax.Array, mode: str) -> jax.Array:
+    """The image at x, y [..., H', W'], in pixels from its first pixel, tap by tap."""
+    if mode == "nearest":
+        return _gather(image, x, y, mode)
+    return _bilinear(image, jax.lax.complex(x, y))
 
 
 def _padded_position(
@@ -400,10 +404,12 @@ def _bilinear_jvp(primals, tangents):
     out = _bilinear(image, position)
     d_out = jnp.zeros_like(out)
     if not isinstance(d_image, SymbolicZero):
-        if jax.default_backend() == "cpu":
-            d_out += _gather_in_groups(d_image, position)
-        else:
-            d_out += _gather(d_image, position.real, position.imag, "bilinear")
+        d_out += jax.lax.platform_dependent(
+            d_image,
+            position,
+            cpu=_gather_in_groups,
+            default=lambda image, at: _gather(image, at.real, at.imag, "bilinear"),
+        )
     if not isinstance(d_position, SymbolicZero):
         # Else XLA stores the taps for both passes, or reads them anew for each of the six sums.
         image = jax.lax.optimization_barrier(image)
