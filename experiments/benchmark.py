@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -540,13 +540,6 @@ def _chart(entries: dict[str, dict[str, Any]], about: str) -> Any:
     return figure
 
 
-class _Parser(argparse.ArgumentParser):
-    """With errors in one line. Not absl's flags: those of a process hold all of `cli`'s."""
-
-    def error(self, message: str) -> NoReturn:
-        cli.fail(cli.UsageError(message), 2)
-
-
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not allowed (a whole number, at least 1)")
@@ -555,12 +548,7 @@ def _positive(text: str) -> int:
 
 def run(arguments: Sequence[str]) -> None:
     """The command line; exit codes as in `cli.run`."""
-    parser = _Parser(
-        "python -m experiments.benchmark",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = cli.Parser("python -m experiments.benchmark", __doc__)
     parser.add_argument("--suite", choices=(*SUITES, "all"), required=True)
     parser.add_argument("--workdir", type=Path, default=Path("runs/benchmark"))
     parser.add_argument("--repetitions", type=_positive, default=15)

@@ -4,6 +4,7 @@ A flag for each field of the configuration, `--config.classifier.learning_rate=0
 values of `--preset`.
 """
 
+import argparse
 import dataclasses
 import datetime
 import os
@@ -65,6 +66,24 @@ FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 class UsageError(Exception):
     """Wrong input; the message is one line that names it and what is allowed."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Of a command that is no training run; errors in one line.
+
+    Not absl's flags: those of a process hold all that are defined here.
+    """
+
+    def __init__(self, name: str, description: str | None) -> None:
+        super().__init__(
+            name,
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        fail(UsageError(message), 2)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ Networks (`maxent_aug.models`)
 Training your own (`maxent_aug.steps`)
     create_model_state, adversarial_step, matching_step
 A learned augmenter in a file (`maxent_aug.augmenter_file`)
-    save_augmenter, load_augmenter
+    save_augmenter, load_augmenter, export_augmenter
 What the augmenter did (`maxent_aug.diagnostics`)
     describe, picture_transform, collapse, boxes
 
@@ -23,7 +23,7 @@ Rooms imported by name: config, data, pictures, phases, programs, train, checkpo
 figures, report.
 """
 
-from maxent_aug.augmenter_file import load_augmenter, save_augmenter
+from maxent_aug.augmenter_file import export_augmenter, load_augmenter, save_augmenter
 from maxent_aug.diagnostics import boxes, collapse, describe, picture_transform
 from maxent_aug.losses import (
     cross_entropy,
@@ -101,6 +101,7 @@ __all__ = [
     "entropy",
     "entropy_magnitude",
     "entropy_strength",
+    "export_augmenter",
     "flip",
     "flip_crop",
     "generator_loss",

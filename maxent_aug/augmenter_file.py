@@ -1,25 +1,26 @@
-"""A learned augmenter in one file, to be applied in any training loop."""
+"""A learned augmenter in one file: for any training loop with this package, or for any with JAX."""
 
 import io
 import json
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
-from jax import Array
+from jax import Array, export
 from jax.typing import ArrayLike
 
 from maxent_aug.models import StochasticAugmenter
-from maxent_aug.run_folder import write_atomically
+from maxent_aug.run_folder import write_atomically, write_json
 from maxent_aug.spatial import AffineBounds
 from maxent_aug.steps import denormalize, normalize
 
 FORMAT = 1
+PLATFORMS = ("cpu", "cuda", "tpu")  # of an exported program
 FIELDS = ("bounds", "padding_mode", "start_width", "least_width", "share", "width", "hidden")
 
 
@@ -64,9 +65,111 @@ def load_augmenter(path: str | Path) -> Callable[[Array, ArrayLike], tuple[Array
       ValueError: if the file is not an augmenter's.
       OSError: if it cannot be read.
     """
+    loaded = _read(Path(path))
+
+    @jax.jit
+    def augment(key: Array, images: ArrayLike) -> tuple[Array, Array]:
+        images = jnp.asarray(images)
+        if images.shape[1:] != loaded.image_shape or images.dtype not in (jnp.uint8, jnp.float32):
+            raise ValueError(
+                f"images must be uint8 or float32 [B, {', '.join(map(str, loaded.image_shape))}], "
+                f"got {images.dtype} {images.shape}"
+            )
+        return loaded.apply(key, images)
+
+    return augment
+
+
+def export_augmenter(path: str | Path, to: str | Path) -> dict[str, Any]:
+    """Writes a trained augmenter as a program, StableHLO, that JAX runs without this package.
+
+    It maps (key, images) to (images, theta): a typed random key of JAX's default kind; images
+    float32 [B, H, W, C] in 0..255, any B; theta float32 [B, 2, 3]. Beside it, under the same name
+    with .json, is written what it takes and does.
+
+    Args:
+      path: of a file of `save_augmenter`.
+      to: of the program, NAME.stablehlo.
+
+    Returns:
+      The content of the JSON file.
+
+    Raises:
+      ValueError: if the file is not an augmenter's, or `to` has another ending.
+      OSError: if one cannot be read or written.
+
+    Source: jax.export, https://docs.jax.dev/en/latest/export/export.html.
+    """
+    to = Path(to)
+    if to.suffix != ".stablehlo":
+        raise ValueError(f"{to} must be called NAME.stablehlo")
+    loaded = _read(Path(path))
+    (batch,) = export.symbolic_shape("batch")
+    inputs = (
+        jax.eval_shape(jax.random.key, 0),
+        jax.ShapeDtypeStruct((batch, *loaded.image_shape), jnp.float32),
+    )
+    program = export.export(jax.jit(loaded.apply), platforms=PLATFORMS)(*inputs)
+    module, shape = loaded.module, ["batch", *loaded.image_shape]
+    about = {
+        "program": to.name,
+        "inputs": {
+            "key": "jax.random.key(seed)",
+            "images": {"dtype": "float32", "shape": shape, "range": [0, 255]},
+        },
+        "outputs": {
+            "images": {"dtype": "float32", "shape": shape, "range": [0, 255]},
+            "theta": {
+                "dtype": "float32",
+                "shape": ["batch", 2, 3],
+                "meaning": "output to input positions in normalised (x, y), as in PyTorch's "
+                "affine_grid with align_corners=False",
+            },
+        },
+        "normalization": {
+            "of": "images / 255, inside of the program",
+            "mean": loaded.mean.tolist(),
+            "sd": loaded.sd.tolist(),
+        },
+        "bounds": {
+            "units": "tx, ty: 2 is the full width; rotation: radians; the others: as they are",
+            **module.bounds._asdict(),
+        },
+        "padding_mode": module.padding_mode,
+        "share_augmented": module.share,
+        "platforms": list(PLATFORMS),
+        "jax": jax.__version__,
+        "calling_convention_version": program.calling_convention_version,
+    }
+    write_atomically(to, bytes(program.serialize()))
+    write_json(to.with_suffix(".json"), about)
+    return about
+
+
+class _Loaded(NamedTuple):
+    """The content of a file."""
+
+    module: StochasticAugmenter
+    params: Any
+    mean: np.ndarray
+    sd: np.ndarray
+    image_shape: tuple[int, ...]
+
+    def apply(self, key: Array, images: Array) -> tuple[Array, Array]:
+        """Images of 0..255, uint8 or float32 [B, H, W, C], augmented, and theta [B, 2, 3]."""
+        inputs = normalize(images, self.mean, self.sd)
+        result: Any = self.module.apply({"params": self.params}, inputs, key)
+        augmented, theta = result
+        if images.dtype == jnp.uint8:
+            return denormalize(augmented, self.mean, self.sd), theta
+        return (augmented * self.sd + self.mean) * 255.0, theta
+
+
+def _read(path: Path) -> _Loaded:
+    """Raises ValueError or OSError."""
     try:
         # Opened here: np.load leaves a file that is no zip open.
-        with Path(path).open("rb") as content, np.load(content, allow_pickle=False) as file:
+        with path.open("rb") as content, np.load(content, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         about = json.loads(str(arrays.pop("about")))
         if about.pop("format") != FORMAT:
@@ -78,22 +181,7 @@ def load_augmenter(path: str | Path) -> Callable[[Array, ArrayLike], tuple[Array
         _check(module, params, shape)
     except (ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile):
         raise ValueError(f"{path} is not an augmenter's file, or is damaged") from None
-
-    @jax.jit
-    def augment(key: Array, images: ArrayLike) -> tuple[Array, Array]:
-        images = jnp.asarray(images)
-        if images.shape[1:] != shape or images.dtype not in (jnp.uint8, jnp.float32):
-            raise ValueError(
-                f"images must be uint8 or float32 [B, {', '.join(map(str, shape))}], got "
-                f"{images.dtype} {images.shape}"
-            )
-        result: Any = module.apply({"params": params}, normalize(images, mean, sd), key)
-        augmented, theta = result
-        if images.dtype == jnp.uint8:
-            return denormalize(augmented, mean, sd), theta
-        return (augmented * sd + mean) * 255.0, theta
-
-    return augment
+    return _Loaded(module, params, mean, sd, shape)
 
 
 def _check(module: StochasticAugmenter, params: Any, shape: tuple[int, ...]) -> None:

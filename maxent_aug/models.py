@@ -259,7 +259,7 @@ class StochasticAugmenter(nn.Module):
         place_key, chosen_key = jax.random.split(key)
         place = jax.random.uniform(place_key, centre.shape, minval=-1.0)
         share = self.share if share is None else share
-        chosen = jax.random.bernoulli(chosen_key, share, (len(centre), 1))
+        chosen = jax.random.bernoulli(chosen_key, share, (centre.shape[0], 1))
         return bounded_affine(jnp.where(chosen, centre + half_width * place, 0.0), self.bounds)
 
     def __call__(self, images: Array, key: Array) -> tuple[Array, Array]:

@@ -371,7 +371,7 @@ def _gather(
     """
     height, width, channels = image.shape[-3:]
     pixels = image.reshape(-1, channels)
-    batch = jnp.arange(len(pixels) // (height * width), dtype=jnp.int32)
+    batch = jnp.arange(math.prod(image.shape[:-3]), dtype=jnp.int32)
     batch = batch.reshape(*image.shape[:-3], 1, 1)
     out = jnp.zeros((), image.dtype)
     for row, weight_y, slope_y in _taps(y, height, mode):

@@ -1,9 +1,14 @@
 """A learned augmenter's file: what is saved is what is applied, and damage is named."""
 
+import json
+import subprocess
+import sys
+
 import jax
 import numpy as np
 import pytest
 
+from experiments import export
 from maxent_aug import StochasticAugmenter, load_augmenter, save_augmenter
 from maxent_aug.spatial import AffineBounds
 from maxent_aug.steps import denormalize, normalize
@@ -16,7 +21,7 @@ KEY = jax.random.key(7)
 @pytest.fixture(scope="module")
 def trained():
     module = StochasticAugmenter(bounds=AffineBounds(shear=0.5), share=0.7, hidden=8)
-    params = module.init(jax.random.key(0), np.zeros((1, *SHAPE)), KEY)["params"]
+    params = jax.jit(module.init)(jax.random.key(0), np.zeros((1, *SHAPE)), KEY)["params"]
     noise = jax.random.split(KEY, len(jax.tree.leaves(params)))
     noise = jax.tree.unflatten(jax.tree.structure(params), noise)
     return module, jax.tree.map(lambda x, k: x + jax.random.normal(k, x.shape), params, noise)
@@ -41,6 +46,63 @@ def test_a_loaded_augmenter_does_what_the_saved_one_did(trained, path, dtype):
     levels = np.asarray(denormalize(expected, MEAN, SD), np.float32)
     assert np.abs(np.clip(augmented, 0, 255) - levels).max() <= (1 if dtype == np.uint8 else 0.51)
     assert np.any(np.abs(theta - np.eye(2, 3)) > 0.01)
+
+
+# As in the README, with what a test gives and checks.
+WITHOUT_THE_PACKAGE = """
+import sys
+sys.modules["maxent_aug"] = None  # importing it would fail
+import jax
+import numpy as np
+from jax import export
+
+with open("augmenter.stablehlo", "rb") as file:
+    augment = jax.jit(export.deserialize(bytearray(file.read())).call)
+for name in sys.argv[1:]:
+    augmented, theta = augment(jax.random.key(7), np.load(name))
+    np.savez("done-" + name, augmented=augmented, theta=theta)
+"""
+
+
+def test_an_exported_augmenter_runs_without_the_package(path):
+    folder = path.parent
+    export.run([f"--augmenter={path}", f"--to={folder / 'augmenter.stablehlo'}"])
+    images = np.random.default_rng(0).uniform(0, 255, (6, *SHAPE)).astype(np.float32)
+    counts = 6, 1  # any number of images
+    for count in counts:
+        np.save(folder / f"{count}.npy", images[:count])
+    command = [sys.executable, "-c", WITHOUT_THE_PACKAGE, *(f"{n}.npy" for n in counts)]
+    subprocess.run(command, cwd=folder, check=True)
+    for count in counts:
+        with np.load(folder / f"done-{count}.npy.npz") as done:
+            augmented, theta = load_augmenter(path)(KEY, images[:count])
+            np.testing.assert_allclose(done["theta"], theta, atol=1e-6)
+            np.testing.assert_allclose(done["augmented"], augmented, atol=1e-3)
+    about = json.loads((folder / "augmenter.json").read_text())
+    assert about["inputs"]["images"]["shape"] == ["batch", *SHAPE]
+    assert about["platforms"] == ["cpu", "cuda", "tpu"]
+    assert np.allclose(about["normalization"]["mean"], MEAN)
+    assert about["bounds"]["shear"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("augmenter", "to", "words"),
+    [
+        ("augmenter.npz", "program.npz", "program.npz must be called NAME.stablehlo"),
+        ("augmenter.npz", "no/where/a.stablehlo", "does not exist; create it"),
+        ("nowhere.npz", "a.stablehlo", "nowhere.npz: No such file or directory"),
+        ("text.npz", "a.stablehlo", "text.npz is not an augmenter's file, or is damaged"),
+    ],
+)
+def test_what_cannot_be_exported_is_named(path, augmenter, to, words, capsys):
+    folder = path.parent
+    (folder / "text.npz").write_text("not an augmenter")
+    before = sorted(folder.rglob("*"))
+    with pytest.raises(SystemExit, match="2"):
+        export.run([f"--augmenter={folder / augmenter}", f"--to={folder / to}"])
+    errors = capsys.readouterr().err
+    assert words in errors and errors.count("\n") == 1
+    assert sorted(folder.rglob("*")) == before
 
 
 def test_images_of_another_shape_are_named(path):

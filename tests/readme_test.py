@@ -50,7 +50,7 @@ def test_policies_mix_pictures_and_labels():
 def test_a_learned_augmenter_is_loaded_and_applied(tmp_path, monkeypatch, capsys):
     pictures = np.random.default_rng(0).integers(0, 256, (12, 9, 11, 3), np.uint8)
     module, key, shape = ma.StochasticAugmenter(share=1.0), jax.random.key(0), pictures.shape[1:]
-    params = module.init(key, np.zeros((1, *shape), np.float32), key)["params"]
+    params = jax.jit(module.init)(key, np.zeros((1, *shape), np.float32), key)["params"]
     path = tmp_path / "runs" / "learn-quick" / "augmenter.npz"
     path.parent.mkdir(parents=True)
     mean = sd = np.full(3, 0.5, np.float32)
@@ -61,6 +61,12 @@ def test_a_learned_augmenter_is_loaded_and_applied(tmp_path, monkeypatch, capsys
     assert scope["augmented"].shape == pictures.shape and scope["augmented"].dtype == np.uint8
     assert scope["theta"].shape == (12, 2, 3)
     assert "turned" in capsys.readouterr().out
+
+    ma.export_augmenter(path, tmp_path / "augmenter.stablehlo")
+    exported = {"pictures": pictures}
+    exec(BLOCKS[3], exported)
+    np.testing.assert_allclose(exported["theta"], scope["theta"], atol=1e-5)
+    np.testing.assert_allclose(exported["augmented"], scope["augmented"], atol=0.51)
 
 
 def test_pictures_and_files_that_it_names_exist():
