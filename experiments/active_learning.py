@@ -39,7 +39,7 @@ ASKED = flags.DEFINE_list(
 def main(settings: cli.Settings) -> None:
     """Runs all rounds of all strategies for all seeds, and writes what came out."""
     config, strategies = settings.config, _check(ASKED.value)
-    train_set, test_set = cli.load_data(config, settings.data_dir)
+    train_set, test_set = cli.load_data(config, settings.data_dir, may_stream=False)
     sizes = _sizes(config, len(train_set.images))
     mesh = programs.make_mesh()
     make_legs = cache(partial(_legs, config, train_set, sizes))

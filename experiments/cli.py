@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from absl import app, flags, logging
 
-from maxent_aug import data, programs
+from maxent_aug import data, pictures, programs
 from maxent_aug.checkpoint import CheckpointError
 from maxent_aug.config import Training
 from maxent_aug.metrics import MetricsError, MetricsWriter
@@ -50,6 +50,13 @@ CPU_DEVICES = flags.DEFINE_integer(
     "devices that the batch is divided among on a CPU; 0: as many as there are cores, if they "
     "divide the batch and each gets 16 images (1 for digits, and with --distributed)",
     lower_bound=0,
+)
+STREAM = flags.DEFINE_enum(
+    "stream",
+    "auto",
+    ["auto", "always", "never"],
+    "read training images from disk batch by batch; auto: if they take more than half of a "
+    "device's memory. The result is the same; pictures of a folder are never streamed",
 )
 DISTRIBUTED = flags.DEFINE_bool(
     "distributed",
@@ -277,18 +284,35 @@ def _cpu_devices(config: Training) -> int | None:
     return max([1, *(n for n in counts if batch_size % n == 0 and batch_size // n >= 16)])
 
 
-def load_data(config: Training, data_dir: str | None) -> tuple[data.Dataset, data.Dataset]:
+def load_data(
+    config: Training, data_dir: str | None, *, may_stream: bool = True
+) -> tuple[data.Dataset, data.Dataset]:
     """The training and the test images, checked against the configuration.
 
-    Of several processes the first reads them, and gives them to the others.
+    Of several processes the first reads them, and gives them to the others; training images that
+    are streamed are read by all, from the same path.
 
     Raises:
       UsageError: if they cannot be read, or do not go with the configuration or the devices.
     """
-    return on_first(partial(_load_data, config, data_dir))
+    if STREAM.value == "always" and (not may_stream or config.data.name == "folder"):
+        what = "pictures of a folder are" if may_stream else "this experiment's images are"
+        raise UsageError(f"--stream=always: {what} always read at once (auto, never)")
+    most_bytes = _most_bytes() if may_stream else None
+    return on_first(partial(_load_data, config, data_dir, most_bytes))
 
 
-def _load_data(config: Training, data_dir: str | None) -> tuple[data.Dataset, data.Dataset]:
+def _most_bytes() -> int | None:
+    """What training images may take on each device before they are streamed; None for no limit."""
+    if STREAM.value != "auto":
+        return 0 if STREAM.value == "always" else None
+    memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+    return (memory or pictures.memory() // jax.local_device_count()) // 2
+
+
+def _load_data(
+    config: Training, data_dir: str | None, most_bytes: int | None
+) -> tuple[data.Dataset, data.Dataset]:
     devices = jax.device_count()
     if config.batch_size % devices:
         raise UsageError(
@@ -303,6 +327,7 @@ def _load_data(config: Training, data_dir: str | None) -> tuple[data.Dataset, da
                 image_size=config.data.image_size,
                 test_fraction=config.data.test_fraction,
                 split_seed=config.data.split_seed,
+                most_bytes=most_bytes if split == "train" else None,
             )
             for split in ("train", "test")
         )

@@ -87,7 +87,7 @@ def _save(settings: cli.Settings, seed: int, params: Any, on_device: programs.Da
         params,
         mean=mean,
         sd=sd,
-        image_shape=on_device.train_images.shape[1:],
+        image_shape=on_device.test_images.shape[1:],
     )
 
 

@@ -151,8 +151,8 @@ class _Loaded(NamedTuple):
 
     module: StochasticAugmenter
     params: Any
-    mean: np.ndarray
-    sd: np.ndarray
+    mean: Array
+    sd: Array
     image_shape: tuple[int, ...]
 
     def apply(self, key: Array, images: Array) -> tuple[Array, Array]:
@@ -175,7 +175,7 @@ def _read(path: Path) -> _Loaded:
         if about.pop("format") != FORMAT:
             raise ValueError("another format")
         shape = tuple(about.pop("image_shape"))
-        mean, sd = arrays.pop("mean"), arrays.pop("sd")
+        mean, sd = (jnp.asarray(arrays.pop(name)) for name in ("mean", "sd"))
         module = StochasticAugmenter(**about | {"bounds": AffineBounds(*about["bounds"])})
         params = traverse_util.unflatten_dict(arrays, sep="/")
         _check(module, params, shape)

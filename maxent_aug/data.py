@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import hashlib
 import io
+import math
 import os
 import shutil
 import sys
@@ -21,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from maxent_aug import pictures
+from maxent_aug import pictures, stored
 
 _CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 _CIFAR10_SHA256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
@@ -34,11 +35,11 @@ _PILLOW_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 class Dataset:
     """Images with their labels, checked when built.
 
-    images: uint8 [N, H, W, C], N >= 1; labels: int32 [N] in [0, len(class_names)).
-    Raises ValueError otherwise.
+    images: uint8 [N, H, W, C], N >= 1, an array or `stored.StoredImages`; labels: int32 [N] in
+    [0, len(class_names)). Raises ValueError otherwise.
     """
 
-    images: np.ndarray
+    images: Any
     labels: np.ndarray
     class_names: tuple[str, ...]
 
@@ -66,6 +67,7 @@ def load(
     image_size: int = 0,
     test_fraction: float = 0.2,
     split_seed: int = 0,
+    most_bytes: int | None = None,
 ) -> Dataset:
     """Reads one split of a tfds data set whose examples have `image` and `label`, or of a folder.
 
@@ -78,6 +80,8 @@ def load(
     they are, all of one size.
     The name `folder` stands for pictures in data_dir, one subfolder a class; test_fraction and
     split_seed divide them where there is no train and test: see `maxent_aug.pictures.read`.
+    most_bytes: images of a tfds data set that would take more stay on disk, `StoredImages`; None
+    reads all.
     Raises ValueError or FileNotFoundError, or another OSError (full disk) while preparing: one
     line that names the thing and the remedy.
     """
@@ -101,7 +105,7 @@ def load(
             prepared = _prepare(dataset_name.name, folder)
     except PermissionError as error:
         raise ValueError(f"data_dir {folder}: {error.filename} cannot be read") from error
-    return _read(name, prepared, split, image_size)
+    return _read(name, prepared, split, image_size, most_bytes)
 
 
 def subset(dataset: Dataset, examples: int, seed: int) -> Dataset:
@@ -138,25 +142,36 @@ def hold_out(dataset: Dataset, examples: int, seed: int) -> tuple[Dataset, Datas
 def channel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of images / 255 per channel: two float32 [C].
 
-    images: uint8 [N, H, W, C]. Exact (from counts of grey levels) and without a float copy; the
+    images: uint8 [N, H, W, C], an array or `stored.StoredImages`; of more than 100,000, every
+    second, third, ... is taken. Exact (from counts of grey levels) and without a float copy; the
     deviation is at least one grey level, 1/255, so that a constant channel can be divided by it.
     Raises ValueError.
     """
     _check_images(images)
-    levels = np.arange(256) / 255.0
-    means, deviations = [], []
-    for channel in range(images.shape[-1]):
-        counts = np.zeros(256, np.int64)
-        for start in range(0, len(images), 1024):
-            pixels = images[start : start + 1024, ..., channel]
-            counts += np.bincount(pixels.ravel(), minlength=256)
-        mean = counts @ levels / counts.sum()
-        means.append(mean)
-        deviations.append(np.sqrt(counts @ (levels - mean) ** 2 / counts.sum()))
+    levels, channels = np.arange(256) / 255.0, images.shape[-1]
+    counts = np.zeros((channels, 256), np.int64)
+    for pixels in _chunks(images[:: -(-len(images) // 100_000)]):
+        for channel in range(channels):
+            counts[channel] += np.bincount(pixels[..., channel].ravel(), minlength=256)
+    means = [each @ levels / each.sum() for each in counts]
+    deviations = [
+        np.sqrt(each @ (levels - mean) ** 2 / each.sum())
+        for each, mean in zip(counts, means, strict=True)
+    ]
     return np.array(means, np.float32), np.maximum(deviations, 1 / 255).astype(np.float32)
 
 
-def _check_images(images: np.ndarray) -> None:
+def _chunks(images: Any, size: int = 256) -> Iterator[np.ndarray]:
+    """The images, some at a time."""
+    if isinstance(images, stored.StoredImages):
+        whole = len(images) // size * size
+        yield from stored.batches(images, np.arange(whole).reshape(-1, size))
+        yield from (images[i][None] for i in range(whole, len(images)))
+    else:
+        yield from (images[start : start + size] for start in range(0, len(images), size))
+
+
+def _check_images(images: Any) -> None:
     if images.dtype != np.uint8 or images.ndim != 4 or 0 in images.shape:
         raise ValueError(
             f"images must be uint8 [N, H, W, C] with no dimension of 0, "
@@ -264,7 +279,7 @@ def _unknown_name(name: str) -> ValueError:
 # Reading
 
 
-def _read(name: str, folder: Path, split: str, image_size: int) -> Dataset:
+def _read(name: str, folder: Path, split: str, image_size: int, most_bytes: int | None) -> Dataset:
     import tensorflow_datasets as tfds
     from google.protobuf import json_format, message
 
@@ -273,19 +288,16 @@ def _read(name: str, folder: Path, split: str, image_size: int) -> Dataset:
         builder: Any = tfds.builder_from_directory(folder)
         info = builder.info
     except (ValueError, KeyError, OSError, json_format.ParseError) as error:
-        raise ValueError(f"{damaged} ({_one_line(error)})") from error
+        raise ValueError(f"{damaged} ({stored.one_line(error)})") from error
     _check_features(name, info.features)
     _check_format(name, folder, info)
     _check_split(name, split, info)
-    source = builder.as_data_source(
-        split,
-        deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES,
-        file_format="array_record",
-    )
     try:
-        return _decode(source, info.features, image_size)
+        source = stored.open_source(folder, split)
+        kept = _keep_stored(folder, split, source, info.features, image_size, most_bytes)
+        return kept or _decode(source, info.features, image_size)
     except (RuntimeError, IndexError, message.DecodeError) as error:  # what array_record raises
-        raise ValueError(f"{damaged} ({_one_line(error)})") from error
+        raise ValueError(f"{damaged} ({stored.one_line(error)})") from error
     except (ValueError, OverflowError) as error:
         raise ValueError(f"{name}, split {split!r}: {error}") from error
 
@@ -330,53 +342,39 @@ def _check_features(name: str, features: Any) -> None:
 
 def _decode(source: Any, features: Any, image_size: int) -> Dataset:
     """All records of a source of raw bytes, decoded in one thread: two were slower, measured."""
-    from tensorflow_datasets.proto import tf_example_pb2 as proto
-
     mode = _PILLOW_MODES[features["image"].shape[-1] or 3]
     labels = np.empty(len(source), np.int32)
     images = pictures.allocate(len(source), (image_size, image_size, len(mode)))
-    for start in range(0, len(source), 1000):
-        records = source.__getitems__(list(range(start, min(start + 1000, len(source)))))
-        for index, record in enumerate(records, start):
-            example: Any = proto.Example.FromString(record)  # pyright: ignore
-            values = example.features.feature
-            labels[index] = values["label"].int64_list.value[0]
-            size = images.shape[2:0:-1] if images.size and not image_size else None
-            encoded = values["image"].bytes_list.value[0]
-            pixels = _decode_image(encoded, mode, size, image_size, index)
-            if not images.size:
-                images = pictures.allocate(len(source), pixels.shape)
-            images[index] = pixels
+    for index, record in enumerate(_records(source)):
+        labels[index], encoded = stored.parse(record)
+        size = images.shape[2:0:-1] if images.size and not image_size else None
+        pixels = stored.decode(encoded, mode, size, image_size, index)
+        if not images.size:
+            images = pictures.allocate(len(source), pixels.shape)
+        images[index] = pixels
     return Dataset(images, labels, tuple(features["label"].names))
 
 
-def _decode_image(
-    encoded: bytes, mode: str, size: tuple[int, ...] | None, image_size: int, index: int
-) -> np.ndarray:
-    """Pixels [H, W, C] by Pillow, never OpenCV, so that they are the same on every machine."""
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(io.BytesIO(encoded)) as picture:
-            if size is not None and picture.size != size:  # known before anything is decoded
-                raise ValueError(
-                    f"images differ in size ({size[0]}x{size[1]} pixels, but image {index} has "
-                    f"{picture.size[0]}x{picture.size[1]}): set image_size, as 64, to crop and "
-                    "scale them"
-                )
-            if picture.mode.startswith(("I", "F")):
-                raise ValueError(f"image {index} has more than 8 bits (mode {picture.mode})")
-            flat = picture if picture.mode == mode else picture.convert(mode)
-            pixels = np.asarray(pictures.crop_square(flat, image_size))
-            return pixels.reshape(*pixels.shape[:2], len(mode))
-    except UnidentifiedImageError as error:
-        raise ValueError(f"image {index} is in no format that Pillow reads") from error
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"image {index} cannot be decoded ({_one_line(error)})") from error
+def _keep_stored(
+    folder: Path, split: str, source: Any, features: Any, image_size: int, most_bytes: int | None
+) -> Dataset | None:
+    """The data set with its images left on disk; None if they take no more than most_bytes."""
+    if most_bytes is None:
+        return None
+    mode = _PILLOW_MODES[features["image"].shape[-1] or 3]
+    _, encoded = stored.parse(source[0])
+    shape = stored.decode(encoded, mode, None, image_size, 0).shape
+    if len(source) * math.prod(shape) <= most_bytes:
+        return None
+    labels = [stored.parse(record)[0] for record in _records(source)]
+    indices = np.arange(len(source))
+    images = stored.StoredImages(folder, split, mode, image_size, shape, indices)
+    return Dataset(images, np.array(labels, np.int32), tuple(features["label"].names))
 
 
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]
+def _records(source: Any) -> Iterator[bytes]:
+    for start in range(0, len(source), 1000):
+        yield from source.__getitems__(list(range(start, min(start + 1000, len(source)))))
 
 
 # Preparing
@@ -409,7 +407,8 @@ def _prepare(name: str, folder: Path) -> Path:
     except FileNotFoundError:  # no network: it says so
         raise
     except OSError as error:
-        raise OSError(f"{name} cannot be prepared in {folder} ({_one_line(error)})") from error
+        why = stored.one_line(error)
+        raise OSError(f"{name} cannot be prepared in {folder} ({why})") from error
     finally:
         with contextlib.suppress(OSError):  # not empty, so in use
             for path in created:

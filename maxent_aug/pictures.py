@@ -91,16 +91,16 @@ def crop_square(picture: Image.Image, image_size: int) -> Image.Image:
 
 def allocate(count: int, shape: tuple[int, ...]) -> np.ndarray:
     """uint8 [count, *shape], uninitialised. Raises ValueError for more than the memory there is."""
-    needed, memory = count * math.prod(shape), _memory()
-    if needed > memory:
+    needed, there = count * math.prod(shape), memory()
+    if needed > there:
         raise ValueError(
             f"{count:,} images of {'x'.join(map(str, shape))} need {needed / 2**30:,.1f} GiB, and "
-            f"this machine has {memory / 2**30:,.1f}: choose a smaller image_size or fewer images"
+            f"this machine has {there / 2**30:,.1f}: choose a smaller image_size or fewer images"
         )
     return np.empty((count, *shape), np.uint8)
 
 
-def _memory() -> int:
+def memory() -> int:
     """Bytes of memory of this machine."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 

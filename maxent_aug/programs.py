@@ -7,9 +7,9 @@ device and eight run the same program.
 import ctypes
 import math
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from jax.sharding import PartitionSpec as P
 
 from maxent_aug import steps
 from maxent_aug.data import Dataset, channel_statistics
+from maxent_aug.stored import StoredImages, batches
 
 NEVER = np.iinfo(np.int32).max
 # Compiled programs are kept from one seed to the next, but not for ever.
@@ -42,14 +43,18 @@ def keep_freed_memory() -> None:
 
 
 class Data(struct.PyTreeNode):
-    """A data set on the device: uint8 images, int32 labels, the training images' statistics."""
+    """A data set on the device: uint8 images, int32 labels, the training images' statistics.
 
-    train_images: Array
+    Training images that are `stored` are not on the device, but come batch by batch.
+    """
+
+    train_images: Array | None
     train_labels: Array
     test_images: Array
     test_labels: Array
     mean: Array
     sd: Array
+    stored: StoredImages | None = struct.field(pytree_node=False, default=None)
 
 
 class Plan(struct.PyTreeNode):
@@ -109,9 +114,12 @@ def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
 
 
 def put_data(train: Dataset, test: Dataset, mesh: Mesh) -> Data:
-    """Copies a data set to every device of the mesh."""
-    mean, sd = channel_statistics(train.images)
-    return Data(*put(mesh, train.images, train.labels, test.images, test.labels, mean, sd))
+    """Copies a data set to every device of the mesh, except for stored training images."""
+    statistics = channel_statistics(train.images)
+    rest = put(mesh, train.labels, test.images, test.labels, *statistics)
+    if isinstance(train.images, StoredImages):
+        return Data(None, *rest, stored=train.images)
+    return Data(*put(mesh, train.images), *rest)
 
 
 @keep_programs
@@ -128,32 +136,31 @@ def train_program(
     With an `unseen_batch_size` the step gets so many unseen images, drawn anew, as `unseen`.
 
     With `unrolled` it is a single step: XLA runs convolutions inside a loop many times slower on
-    a CPU (jax issue 12868).
+    a CPU (jax issue 12868). Then it may be given the images, where they are not on the device.
     """
-    sharded = NamedSharding(mesh, P("data"))
 
-    def one_step(i: Array, state: Any, sums: Any, data: Data, plan: Plan) -> tuple[Any, Any]:
-        index = jax.lax.dynamic_slice(plan.order, (i * batch_size,), (batch_size,))
-        index = jax.lax.with_sharding_constraint(index, sharded)
-        policy_key, step_key = jax.random.split(jax.random.fold_in(plan.key, i))
+    def one_step(
+        i: Array, state: Any, sums: Any, data: Data, plan: Plan, given: tuple[Array, ...] = ()
+    ) -> tuple[Any, Any]:
+        indices, policy_key, step_key = _draw(plan, i, batch_size, unseen_batch_size)
+        indices = [
+            jax.lax.with_sharding_constraint(index, _division(mesh, len(index)))
+            for index in indices
+        ]
+        resident = cast(Array, data.train_images)
+        images, *unseen = given or [resident[index] for index in indices]
 
         def normalize(images: Array) -> Array:
             return steps.normalize(images, data.mean, data.sd)
 
         images, labels = policy(
             policy_key,
-            data.train_images[index],
-            data.train_labels[index],
+            images,
+            data.train_labels[indices[0]],
             lambda images: state.classifier(normalize(images)),
         )
-        unseen = {}
-        if unseen_batch_size:
-            draw_key, step_key = jax.random.split(step_key)
-            index = jax.random.choice(draw_key, plan.unseen, (unseen_batch_size,))
-            if unseen_batch_size % mesh.size == 0:
-                index = jax.lax.with_sharding_constraint(index, sharded)
-            unseen["unseen"] = normalize(data.train_images[index])
-        state, metrics = step(state, normalize(images), labels, step_key, **unseen)
+        also = {"unseen": normalize(unseen[0])} if unseen else {}
+        state, metrics = step(state, normalize(images), labels, step_key, **also)
         finite = jnp.isfinite(jnp.stack(jax.tree.leaves(metrics))).all()
         bad = jnp.where(finite, NEVER, i)
         return state, {
@@ -163,10 +170,10 @@ def train_program(
 
     @partial(jax.jit, donate_argnums=0, out_shardings=NamedSharding(mesh, P()))
     def run(
-        state: Any, sums: Any, data: Data, plan: Plan, first: Array, last: Array
+        state: Any, sums: Any, data: Data, plan: Plan, first: Array, last: Array, *given: Array
     ) -> tuple[Any, Any]:
         if unrolled:
-            return one_step(first, state, sums, data, plan)
+            return one_step(first, state, sums, data, plan, given)
 
         def body(i: Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
             return one_step(i, carry[0], carry[1], data, plan)
@@ -174,6 +181,69 @@ def train_program(
         return jax.lax.fori_loop(first, last, body, (state, sums))
 
     return run
+
+
+def _draw(
+    plan: Plan, i: Array, batch_size: int, unseen_batch_size: int
+) -> tuple[list[Array], Array, Array]:
+    """Of step i: the indices of its images, and of its unseen ones if any; two keys."""
+    index = jax.lax.dynamic_slice(plan.order, (i * batch_size,), (batch_size,))
+    policy_key, step_key = jax.random.split(jax.random.fold_in(plan.key, i))
+    if not unseen_batch_size:
+        return [index], policy_key, step_key
+    draw_key, step_key = jax.random.split(step_key)
+    unseen = jax.random.choice(draw_key, plan.unseen, (unseen_batch_size,))
+    return [index, unseen], policy_key, step_key
+
+
+def _division(mesh: Mesh, count: int) -> NamedSharding:
+    """Of so many images among the devices, if these divide their number."""
+    return NamedSharding(mesh, P("data") if count % mesh.size == 0 else P())
+
+
+@keep_programs
+def _indices_program(mesh: Mesh, batch_size: int, unseen_batch_size: int) -> Callable:
+    """Compiles plan -> the indices of `_draw` of all steps of an epoch."""
+
+    @partial(jax.jit, out_shardings=NamedSharding(mesh, P()))
+    def indices(plan: Plan) -> list[Array]:
+        each = jnp.arange(len(plan.order) // batch_size)
+        return jax.vmap(lambda i: _draw(plan, i, batch_size, unseen_batch_size)[0])(each)
+
+    return indices
+
+
+def stream(
+    images: StoredImages,
+    mesh: Mesh,
+    plan: Plan,
+    batch_size: int,
+    unseen_batch_size: int,
+    first: int,
+) -> Iterator[list[Array]]:
+    """An epoch's batches from step `first` on, as `train_program` takes them.
+
+    Each process reads what its devices need. Raises OSError for an image that cannot be read.
+    """
+    indices = jax.device_get(_indices_program(mesh, batch_size, unseen_batch_size)(plan))
+    order, needed = np.concatenate(indices, axis=1), []
+    for count, before in ((batch_size, 0), (unseen_batch_size, batch_size))[: len(indices)]:
+        slices = _division(mesh, count).addressable_devices_indices_map((count,))
+        columns = np.arange(before, before + count)
+        needed.append({device: columns[part] for device, part in slices.items()})
+    mine = np.unique(np.concatenate([columns for each in needed for columns in each.values()]))
+    for pixels in batches(images, order[:, mine], first):
+        yield [
+            jax.make_array_from_single_device_arrays(
+                (index.shape[1], *images.image_shape),
+                _division(mesh, index.shape[1]),
+                [
+                    jax.device_put(pixels[np.searchsorted(mine, columns)], device)
+                    for device, columns in each.items()
+                ],
+            )
+            for index, each in zip(indices, needed, strict=True)
+        ]
 
 
 @keep_programs
@@ -201,7 +271,7 @@ def zero_sums(names: Iterable[str], mesh: Mesh) -> Any:
 
 def metric_names(step: Callable, state: Any, data: Data, unseen: bool = False) -> list[str]:
     """The names of the metrics that a step returns."""
-    image = jax.ShapeDtypeStruct((1, *data.train_images.shape[1:]), jnp.float32)
+    image = jax.ShapeDtypeStruct((1, *data.test_images.shape[1:]), jnp.float32)
     label = jax.ShapeDtypeStruct((1,), jnp.int32)
     key = jax.eval_shape(jax.random.key, 0)
     images = {"unseen": image} if unseen else {}

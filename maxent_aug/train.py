@@ -9,10 +9,11 @@ import math
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import repeat
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -107,10 +108,12 @@ class Run:
 
     @property
     def steps_per_epoch(self) -> int:
-        return len(self.data.train_images) // self.config.batch_size
+        return len(self.data.train_labels) // self.config.batch_size
 
     @property
     def steps_per_call(self) -> int:
+        if self.data.stored:
+            return 1
         default = 1 if jax.default_backend() == "cpu" else 100
         return self.config.steps_per_call or default
 
@@ -274,12 +277,14 @@ def _train_steps(leg: Leg, epoch: int, at: Epoch) -> tuple[Epoch, float]:
     number = programs.put(run.mesh, np.int32(epoch))[0]
     keys = leg.order_key, leg.step_key
     plan = programs.plan_program(run.mesh)(*keys, leg.seen, leg.unseen, number)
+    stream = _stream(leg, plan, at.step)
+    data = run.data.replace(stored=None)  # which would compile the program anew for each seed
     first, started = at.step, time.perf_counter()
     while at.step < run.steps_per_epoch:
         last = min(at.step + run.steps_per_call, run.steps_per_epoch)
         number = _signal(run)  # before the steps, which reading it would wait for
         bounds = programs.put(run.mesh, np.int32(at.step), np.int32(last))
-        state, sums = program(at.state, at.sums, run.data, plan, *bounds)
+        state, sums = program(at.state, at.sums, data, plan, *bounds, *next(stream))
         if at.step == first:  # the call that compiles
             started = time.perf_counter()
         # Read one call late, so that the device never waits for the host.
@@ -295,6 +300,15 @@ def _train_steps(leg: Leg, epoch: int, at: Epoch) -> tuple[Epoch, float]:
     _check_finite(leg, epoch, at.sums)
     seconds = time.perf_counter() - started
     return at, (at.step - first) * run.config.batch_size / seconds
+
+
+def _stream(leg: Leg, plan: programs.Plan, first: int) -> Iterator[Sequence[Array]]:
+    """The images of each call from step `first` on: none where they are on the devices."""
+    run = leg.run
+    if run.data.stored is None:
+        return repeat(())
+    sizes = run.config.batch_size, leg.phase.unseen.batch_size
+    return programs.stream(run.data.stored, run.mesh, plan, *sizes, first)
 
 
 def _save(leg: Leg, epoch: int, at: Epoch, step: int) -> None:

@@ -352,9 +352,9 @@ def test_what_does_not_fit_into_memory_is_refused_at_once(tmp_path, monkeypatch)
     message = load_error(tmp_path, image_size=10**12)
     assert "16 images of 1000000000000x1000000000000x3 need" in message
     assert "GiB" in message
-    monkeypatch.setattr(pictures, "_memory", lambda: 16 * HEIGHT * WIDTH * 3)
+    monkeypatch.setattr(pictures, "memory", lambda: 16 * HEIGHT * WIDTH * 3)
     assert len(data.load("folder", "train", tmp_path).images) == 16
-    monkeypatch.setattr(pictures, "_memory", lambda: 16 * HEIGHT * WIDTH * 3 - 1)
+    monkeypatch.setattr(pictures, "memory", lambda: 16 * HEIGHT * WIDTH * 3 - 1)
     assert "16 images of 6x4x3 need" in load_error(tmp_path)
 
 

@@ -93,6 +93,23 @@ def test_a_stop_signal_to_one_of_two_and_resuming_equal_one_process(hosts, tmp_p
     check_close(*map(metrics.read, files))
 
 
+@pytest.mark.usefixtures("quick_compilation")
+def test_two_processes_read_from_disk_what_one_has_in_memory(hosts, tmp_path):
+    """The images, unlike all other files, at one path for both."""
+    (tmp_path / "data").mkdir()
+    resident = small_run.prepared(tmp_path / "data", None)
+    program, config = [ROOT / "tests" / "small_run.py"], small_run.short(2, 1, 1)
+    arguments = ["--stream=always", f"--data_dir={tmp_path / 'data'}", "--config.epochs.pretrain=2"]
+    assert ends(start(program, hosts, *arguments)) == [(0, ""), (0, "")]
+    options = {"config": config, "devices": 2, "legs": small_run.phases(config)[:1]}
+    expected, got = (
+        small_run.go(folder, sets=resident, **options)[0, "pretrain"]
+        for folder in (tmp_path / "one", hosts[0] / "run")  # reads what is there
+    )
+    x, y = (jax.flatten_util.ravel_pytree(s)[0] for s in (expected, got))
+    assert np.linalg.norm(x - y) <= 1e-5 * np.linalg.norm(x)
+
+
 def check_close(expected, got):
     assert len(expected) == len(got) == 5
     for a, b in zip(expected, got, strict=True):

@@ -1,6 +1,7 @@
 """All phases of the paper on 48 digits, in seconds.
 
-`python tests/small_run.py --preset=quick --workdir=...` is the same behind the command line.
+`python tests/small_run.py --preset=quick --workdir=...` is the same behind the command line; with
+--stream=always the first phase alone, of images that stay on disk.
 """
 
 import dataclasses
@@ -13,6 +14,8 @@ import jax
 import numpy as np
 from sklearn.datasets import load_digits
 
+from experiments import cli
+from maxent_aug import data as datasets
 from maxent_aug import metrics, models, processes, programs, run_folder, train
 from maxent_aug.config import PRESETS, Config, Epochs, PaperAugmenter
 from maxent_aug.data import Dataset
@@ -66,7 +69,22 @@ def data(devices: int = 1):
     return programs.put_data(digits(0, 48), digits(100, 125), mesh(devices))
 
 
-def go(workdir, *, config=CONFIG, update=lambda **_: None, devices=1, seeds=1, legs=None):
+def prepared(folder, most_bytes):
+    """Other digits, of tfds: training images on disk if they take more than most_bytes."""
+    load = partial(datasets.load, "digits", data_dir=folder)
+    return load(split="train[:48]", most_bytes=most_bytes), load(split="test[:25]")
+
+
+def go(
+    workdir,
+    *,
+    config=CONFIG,
+    update=lambda **_: None,
+    devices=1,
+    seeds=1,
+    legs=None,
+    sets=None,
+):
     """Runs, or goes on with, all phases: their final states by (seed, name of the phase)."""
     legs = legs or phases(config)
     with (
@@ -77,7 +95,7 @@ def go(workdir, *, config=CONFIG, update=lambda **_: None, devices=1, seeds=1, l
         run = train.Run(
             config,
             Path(workdir),
-            data(devices),
+            programs.put_data(*sets, mesh(devices)) if sets else data(devices),
             mesh(devices),
             writer,
             Silent(update),
@@ -112,12 +130,14 @@ def main(settings):
     config = dataclasses.replace(CONFIG, epochs=settings.config.epochs)
     devices, say = jax.process_count(), lambda **_: print("step", flush=True)
     open_folder = partial(run_folder.open_run_folder, settings.workdir, settings.identity)
+    options = {}
+    if cli.STREAM.value == "always":
+        options["sets"] = processes.on_first(partial(prepared, settings.data_dir, 0))
+        options["legs"] = phases(config)[:1]
     with processes.open_on_first(open_folder):
-        go(settings.workdir, config=config, update=say, devices=devices)
+        go(settings.workdir, config=config, update=say, devices=devices, **options)
     print("done")
 
 
 if __name__ == "__main__":
-    from experiments import cli
-
     cli.run("small_run", PRESETS, main)

@@ -1,0 +1,150 @@
+"""Images that stay on disk: the same images, batches and results as of those in memory."""
+
+import dataclasses
+import pickle
+import shutil
+import signal
+
+import jax
+import numpy as np
+import pytest
+import small_run
+from train_test import joint
+
+from maxent_aug import data, programs, stored, train
+
+STEPS = 3  # an epoch
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    data.load("digits", "train", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sets(folder):
+    """(resident, on disk): each a training and a test set."""
+    return small_run.prepared(folder, None), small_run.prepared(folder, 0)
+
+
+def test_what_fits_is_read_and_what_does_not_stays_on_disk(folder):
+    for most_bytes, kind in (
+        (None, np.ndarray),
+        (360 * 64, np.ndarray),
+        (360 * 64 - 1, stored.StoredImages),
+    ):
+        assert type(data.load("digits", "test", folder, most_bytes=most_bytes).images) is kind
+    scaled = data.load("digits", "test", folder, most_bytes=0, image_size=5).images
+    expected = data.load("digits", "test", folder, image_size=5).images
+    np.testing.assert_array_equal(scaled[17], expected[17])
+
+
+def test_a_stored_image_is_the_resident_one(sets):
+    (resident, _), (on_disk, _) = sets
+    assert on_disk.images.shape == resident.images.shape
+    np.testing.assert_array_equal(on_disk.labels, resident.labels)
+    assert on_disk.class_names == resident.class_names
+    for images in (on_disk.images, pickle.loads(pickle.dumps(on_disk.images))):
+        np.testing.assert_array_equal(
+            np.stack([images[i] for i in range(len(images))]), resident.images
+        )
+    for statistics in zip(*(data.channel_statistics(s[0].images) for s in sets), strict=True):
+        np.testing.assert_array_equal(*statistics)
+
+
+@pytest.mark.parametrize(
+    "divide",
+    [
+        lambda dataset: data.subset(dataset, 20, seed=1),
+        lambda dataset: data.hold_out(dataset, 20, seed=1)[0],
+        lambda dataset: data.subset(data.hold_out(dataset, 20, seed=1)[1], 12, seed=2),
+    ],
+)
+def test_parts_are_the_same(sets, divide):
+    (resident, _), (on_disk, _) = sets
+    expected, part = divide(resident), divide(on_disk)
+    np.testing.assert_array_equal(part.labels, expected.labels)
+    np.testing.assert_array_equal(
+        np.stack([part.images[i] for i in range(len(part.images))]), expected.images
+    )
+
+
+@pytest.mark.parametrize("first", [0, 3, 7])
+def test_batches_come_in_order_from_any_step_on(sets, first):
+    (resident, _), (on_disk, _) = sets
+    order = np.random.default_rng(0).integers(0, 48, (7, 5))
+    got = list(stored.batches(on_disk.images, order, first))
+    assert len(got) == 7 - first
+    for images, row in zip(got, order[first:], strict=True):
+        np.testing.assert_array_equal(images, resident.images[row])
+
+
+@pytest.mark.parametrize("unseen", [0, 4, 8])
+def test_a_stream_gives_each_device_its_part(sets, unseen):
+    """8 unseen images are divided among 8 devices, 4 are copied to all."""
+    (resident, _), (on_disk, _) = sets
+    mesh, order = small_run.mesh(8), np.arange(48, dtype=np.int32)[::-1]
+    plan = programs.Plan(order, jax.random.key(0), np.array([3, 5], np.int32))
+    plan = programs.put(mesh, plan)[0]
+    steps = list(programs.stream(on_disk.images, mesh, plan, 16, unseen, 1))
+    assert len(steps) == 2
+    for i, images in enumerate(steps, 1):
+        assert len(images) == (2 if unseen else 1)
+        expected = resident.images[order[16 * i : 16 * i + 16]]
+        np.testing.assert_array_equal(images[0], expected)
+        assert images[0].addressable_shards[3].data.shape == (2, 8, 8, 1)
+        if unseen:
+            assert images[1].shape == (unseen, 8, 8, 1)
+            allowed = {resident.images[j].tobytes() for j in (3, 5)}
+            assert {np.asarray(image).tobytes() for image in images[1]} == allowed
+
+
+@pytest.fixture
+def quick_compilation():
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.mark.usefixtures("quick_compilation")
+def test_a_stream_gives_the_same_result_bit_for_bit_also_when_stopped(sets, tmp_path):
+    (resident, on_disk), legs = sets, (joint(),)  # of images that are trained on, and unseen ones
+    whole = small_run.go(tmp_path / "resident", sets=resident, legs=legs)
+    expected = small_run.outcome(tmp_path / "resident", whole)
+
+    calls = []
+
+    def stop(**_):
+        calls.append(1)
+        if len(calls) == 1:  # in the middle of an epoch
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(train.Interrupted, match=f"step {STEPS - 1}"):
+        small_run.go(tmp_path / "stream", sets=on_disk, legs=legs, update=stop)
+    final = small_run.go(tmp_path / "stream", sets=on_disk, legs=legs)
+    assert small_run.outcome(tmp_path / "stream", final) == expected
+
+
+def test_what_cannot_be_read_is_named(folder, tmp_path):
+    shutil.copytree(folder / "digits", tmp_path / "digits")
+    images = data.load("digits", "train", tmp_path, most_bytes=0).images
+    other = dataclasses.replace(images, image_shape=(9, 8, 1))
+    with pytest.raises(OSError, match="image 5 has 8x8"):
+        list(stored.batches(other, np.array([[5]])))
+    (records,) = (tmp_path / "digits" / "1.0.0").glob("*train.array_record*")
+    content = bytearray(records.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 4000] = bytes(4000)
+    records.write_bytes(content)
+    with pytest.raises(OSError, match=r"digits.1\.0\.0, split train: "):
+        list(stored.batches(images, np.arange(1437)[None]))
+
+
+def test_a_run_says_which_image_it_cannot_read(sets, tmp_path):
+    (on_disk, test), leg = sets[1], small_run.phases()[0]
+    broken = dataclasses.replace(on_disk.images, indices=np.arange(48) + 10_000)
+    dataset = dataclasses.replace(on_disk, images=broken)
+    with pytest.raises(OSError, match="split train"):
+        small_run.go(tmp_path, sets=(dataset, test), legs=(leg,))
