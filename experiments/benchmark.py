@@ -1,4 +1,4 @@
-"""Speed of warp, policies, training step and start, beside what could be used instead.
+"""Speed of warp, policies, training step, stream and start, beside what could be used instead.
 
 Of each case it is first checked that all contenders compute the same; then they are timed in turn,
 one repetition each after an untimed one (but not of a start), compiled before and blocked on
@@ -12,6 +12,7 @@ and not measured again.
 
 import argparse
 import datetime
+import itertools
 import json
 import os
 import shlex
@@ -37,7 +38,7 @@ from maxent_aug import affine_matrix, data, policies, programs, run_folder, step
 from maxent_aug.config import Classifier, Config, PaperAugmenter
 from maxent_aug.phases import schedule
 
-SUITES = ("warp", "step", "startup", "policies")
+SUITES = ("warp", "step", "stream", "startup", "policies")
 GRADIENTS = ("forward", "theta gradient", "theta and image gradients")
 DRAWN_POLICIES = {
     "trivial_augment": (policies.trivial_augment, policies.draw_trivial_augment),
@@ -128,6 +129,7 @@ def cases(batch: int | None, scratch: Path) -> Iterator[Case]:
     for architecture in ("ResNetSmall", "ResNet18"):
         for precision in ("float32", "tf32", "bfloat16") if on_gpu else ("float32", "bfloat16"):
             yield _step_case(architecture, precision, batch)
+    yield _stream_case(batch or 32, scratch)
     yield from _policy_cases(batch or 512)
     yield Case("startup, quick preset", None, "first start", 0.0, partial(starts, scratch), (), 1)
 
@@ -269,6 +271,52 @@ def _jax_step(
         return (values["loss"],)
 
     return run
+
+
+def _stream_case(batch: int, scratch: Path) -> Case:
+    steps = 704 // batch
+    return Case(
+        f"stream, digits scaled to 32x32, ResNetSmall, {steps} steps of {batch}",
+        steps * batch,
+        "resident",
+        0.0,
+        partial(streams, scratch, batch, steps),
+        ("reading alone",),
+    )
+
+
+def streams(scratch: Path, batch: int, count: int) -> dict[str, peers.Contender]:
+    """The first steps of an epoch, of images on the device and of images read from disk."""
+    folder = scratch / "stream"
+    folder.mkdir()
+    load = partial(data.load, "digits", data_dir=folder, image_size=32)
+    train, stored, test = load(split="train"), load(split="train", most_bytes=0), load(split="test")
+    mesh, key = programs.make_mesh(), jax.random.key(0)
+    config = Config(classifier=Classifier("ResNetSmall", learning_rate=1e-3))
+    phase, *_ = schedule(config, test.images.shape[1:], 10)
+    state = programs.put(mesh, phase.begin(None, key))[0]
+    program = programs.train_program(phase.step, mesh, batch, True)
+    on_device = programs.put_data(train, test, mesh)
+    names = programs.metric_names(phase.step, state, on_device)
+    order = np.arange(len(train.labels), dtype=np.int32)
+    inputs = programs.put(mesh, key, key, order, np.zeros(0, np.int32), np.int32(0))
+    plan = programs.plan_program(mesh)(*inputs)
+
+    def read() -> Iterator[Sequence[jax.Array]]:
+        return programs.stream(stored.images, mesh, plan, batch, 0, 0)
+
+    def epoch(read: Callable[[], Iterator[Sequence[jax.Array]]]) -> tuple[jax.Array]:
+        at, sums = jax.tree.map(jnp.copy, state), programs.zero_sums(names, mesh)
+        for i, images in enumerate(itertools.islice(read(), count)):
+            bounds = programs.put(mesh, np.int32(i), np.int32(i + 1))
+            at, sums = program(at, sums, on_device, plan, *bounds, *images)
+        return (sums["metrics"]["loss"],)
+
+    return {
+        "resident": partial(epoch, lambda: itertools.repeat(())),
+        "streamed": partial(epoch, read),
+        "reading alone": lambda: tuple(itertools.islice(read(), count))[-1:],
+    }
 
 
 def _policy_cases(batch: int) -> Iterator[Case]:

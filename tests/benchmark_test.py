@@ -170,6 +170,15 @@ def test_stopped_run_keeps_its_cases(no_peers, monkeypatch, tmp_path):
     assert list(result["cases"]) == ["warp, a", "startup, b"]
 
 
+def test_a_stream_has_the_losses_of_resident_images(tmp_path, monkeypatch):
+    monkeypatch.setattr(models, "ResNetSmall", partial(models.ResNet, stage_sizes=(1,), width=4))
+    case = benchmark._stream_case(16, tmp_path)
+    found = benchmark.streams(tmp_path, 16, 3)
+    assert case.batch == 704 and case.reference in found
+    assert found["resident"]()[0] == found["streamed"]()[0] != 0
+    assert found["reading alone"]()[0][0].shape == (16, 32, 32, 1)
+
+
 def test_starts_with_an_empty_and_a_full_cache(monkeypatch, tmp_path):
     caches = []
 
