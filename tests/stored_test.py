@@ -9,9 +9,12 @@ import jax
 import numpy as np
 import pytest
 import small_run
+from absl.testing import flagsaver
 from train_test import joint
 
-from maxent_aug import data, programs, stored, train
+from experiments import cli
+from maxent_aug import data, pictures, programs, stored, train
+from maxent_aug.config import PRESETS, Data
 
 STEPS = 3  # an epoch
 
@@ -39,6 +42,34 @@ def test_what_fits_is_read_and_what_does_not_stays_on_disk(folder):
     scaled = data.load("digits", "test", folder, most_bytes=0, image_size=5).images
     expected = data.load("digits", "test", folder, image_size=5).images
     np.testing.assert_array_equal(scaled[17], expected[17])
+
+
+@pytest.mark.parametrize(
+    ("stream", "memory", "kind"),
+    [
+        ("auto", 2 * 1437 * 64, np.ndarray),
+        ("auto", 2 * 1437 * 64 - 2, stored.StoredImages),
+        ("always", 10**12, stored.StoredImages),
+        ("never", 1437 * 64, np.ndarray),
+    ],
+)
+def test_which_images_a_run_streams(folder, monkeypatch, stream, memory, kind):
+    """By default those that take more than half of a device's memory, and never those of tests."""
+    monkeypatch.setattr(pictures, "memory", lambda: memory * jax.local_device_count())
+    with flagsaver.as_parsed(stream=stream):
+        train_set, test_set = cli.load_data(PRESETS["quick"], str(folder))
+        assert type(train_set.images) is kind
+        assert type(test_set.images) is np.ndarray
+
+
+@pytest.mark.parametrize(
+    ("name", "may_stream", "words"),
+    [("folder", True, "pictures of a folder are always"), ("digits", False, "this experiment's")],
+)
+def test_what_cannot_be_streamed_is_refused(folder, name, may_stream, words):
+    config = dataclasses.replace(PRESETS["quick"], data=Data(name=name))
+    with flagsaver.as_parsed(stream="always"), pytest.raises(cli.UsageError, match=words):
+        cli.load_data(config, str(folder), may_stream=may_stream)
 
 
 def test_a_stored_image_is_the_resident_one(sets):
