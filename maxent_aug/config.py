@@ -113,7 +113,9 @@ class Training:
         choices=("float32", "bfloat16"),
     )
     steps_per_call: int = _field(
-        0, "training steps a compiled call; 0: 1 on a CPU, 100 on an accelerator", low=0
+        0,
+        "training steps a compiled call; 0: 1 on a CPU, 100 on an accelerator; 1 in a stream",
+        low=0,
     )
     checkpoint_every: int = _field(1, "epochs between checkpoints; a phase's end has one", low=1)
     evaluate_every: int = _field(1, "epochs between evaluations; a phase's end has one", low=1)

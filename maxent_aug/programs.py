@@ -226,24 +226,30 @@ def stream(
     Each process reads what its devices need. Raises OSError for an image that cannot be read.
     """
     indices = jax.device_get(_indices_program(mesh, batch_size, unseen_batch_size)(plan))
-    order, needed = np.concatenate(indices, axis=1), []
-    for count, before in ((batch_size, 0), (unseen_batch_size, batch_size))[: len(indices)]:
-        slices = _division(mesh, count).addressable_devices_indices_map((count,))
-        columns = np.arange(before, before + count)
-        needed.append({device: columns[part] for device, part in slices.items()})
-    mine = np.unique(np.concatenate([columns for each in needed for columns in each.values()]))
+    order, counts = np.concatenate(indices, axis=1), [index.shape[1] for index in indices]
+    # Of the columns of `order`: those of its images, those of its unseen ones, by device.
+    kinds = [
+        {
+            device: columns[part]
+            for device, part in _division(mesh, len(columns))
+            .addressable_devices_indices_map(columns.shape)
+            .items()
+        }
+        for columns in np.split(np.arange(sum(counts)), np.cumsum(counts)[:-1])
+    ]
+    mine = np.unique(np.concatenate([columns for kind in kinds for columns in kind.values()]))
     for pixels in batches(images, order[:, mine], first):
         yield [
-            jax.make_array_from_single_device_arrays(
-                (index.shape[1], *images.image_shape),
-                _division(mesh, index.shape[1]),
-                [
-                    jax.device_put(pixels[np.searchsorted(mine, columns)], device)
-                    for device, columns in each.items()
-                ],
-            )
-            for index, each in zip(indices, needed, strict=True)
+            _join(mesh, count, {d: pixels[np.searchsorted(mine, c)] for d, c in kind.items()})
+            for count, kind in zip(counts, kinds, strict=True)
         ]
+
+
+def _join(mesh: Mesh, count: int, parts: dict[Any, np.ndarray]) -> Array:
+    """So many images, of which this process has the parts that its devices need."""
+    on_devices = [jax.device_put(part, device) for device, part in parts.items()]
+    shape = count, *on_devices[0].shape[1:]
+    return jax.make_array_from_single_device_arrays(shape, _division(mesh, count), on_devices)
 
 
 @keep_programs
