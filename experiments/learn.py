@@ -83,7 +83,7 @@ def _save(settings: cli.Settings, seed: int, params: Any, on_device: programs.Da
     mean, sd = jax.device_get((on_device.mean, on_device.sd))
     save_augmenter(
         _file(settings.workdir, seed),
-        phases.make_augmenter(settings.config.learned),
+        phases.make_augmenter(settings.config.learned, settings.config.bounds),
         params,
         mean=mean,
         sd=sd,

@@ -233,6 +233,17 @@ class LearningEpochs:
 
 
 @dataclass(frozen=True)
+class Bounds:
+    """The most that a learned augmenter may do, to either side."""
+
+    shift: float = _field(0.125, "share of the width and of the height", low=0, high=1)
+    rotation: float = _field(30.0, "degrees", low=0, high=180)
+    scale: float = _field(1.3, "times", low=1, high=10)
+    aspect: float = _field(1.2, "times, of width to height", low=1, high=10)
+    shear: float = _field(0.3, "tangent of the angle", low=0, high=10)
+
+
+@dataclass(frozen=True)
 class Learning(Training):
     """Of a classifier and the augmenter that is learned with it."""
 
@@ -243,6 +254,7 @@ class Learning(Training):
     epochs: LearningEpochs = LearningEpochs()
     classifier: ScheduledClassifier = ScheduledClassifier()
     learned: MatchingAugmenter = MatchingAugmenter()
+    bounds: Bounds = Bounds()
 
 
 PRESETS = {

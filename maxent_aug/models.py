@@ -270,8 +270,12 @@ class StochasticAugmenter(nn.Module):
     def transform(self, images: Array, key: Array) -> tuple[Array, Array, Box]:
         """(augmented, theta, box), every image transformed, whatever `share` is."""
         box = self.box(images)
+        return *self.apply_box(images, box, key), box
+
+    def apply_box(self, images: Array, box: Box, key: Array) -> tuple[Array, Array]:
+        """(augmented, theta) drawn from given boxes, every image transformed."""
         theta = self.draw(box, key, share=1.0)
-        return warp_affine(images, theta, padding_mode=self.padding_mode), theta, box
+        return warp_affine(images, theta, padding_mode=self.padding_mode), theta
 
 
 class Discriminator(nn.Module):

@@ -1,5 +1,6 @@
 """Phases as data: what each trains, how long, and from which phase's end."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +18,7 @@ from maxent_aug.config import (
     Ablation,
     ActiveLearning,
     Augmenter,
+    Bounds,
     Comparison,
     Config,
     Discriminator,
@@ -24,7 +26,7 @@ from maxent_aug.config import (
     MatchingAugmenter,
     ScheduledClassifier,
 )
-from maxent_aug.spatial import DEFAULT_BOUNDS
+from maxent_aug.spatial import DEFAULT_BOUNDS, AffineBounds
 
 # All that is random in a phase is drawn from fold_in(key(seed), KINDS[kind]); so a classifier that
 # is trained in one phase begins as one that is pretrained.
@@ -181,13 +183,21 @@ def learning(
     """
     tx = scheduled_sgd(config.classifier, config.epochs.train * steps_per_epoch)
     begin = partial(begin_classifier, make_classifier(config, num_classes), image_shape, tx)
-    return _learned("learned", config, begin, policy, image_shape)
+    return _learned("learned", config, begin, policy, image_shape, config.bounds)
 
 
-def make_augmenter(config: MatchingAugmenter) -> models.StochasticAugmenter:
+def make_augmenter(
+    config: MatchingAugmenter, bounds: Bounds | None = None
+) -> models.StochasticAugmenter:
     """The network that the configuration describes."""
+    bounds = bounds or Bounds()
+    shift, rotation = 2 * bounds.shift, math.radians(bounds.rotation)
+    scale, aspect = math.log(bounds.scale), math.log(bounds.aspect)
     return models.StochasticAugmenter(
-        padding_mode=config.padding_mode, start_width=config.start_width, share=config.share
+        bounds=AffineBounds(shift, shift, rotation, scale, aspect, bounds.shear),
+        padding_mode=config.padding_mode,
+        start_width=config.start_width,
+        share=config.share,
     )
 
 
@@ -197,10 +207,11 @@ def _learned(
     begin_classifier: Callable[..., steps.State],
     policy: programs.Policy,
     image_shape: tuple[int, ...],
+    bounds: Bounds | None = None,
 ) -> tuple[Phase, Phase]:
     """`learning`; in the second phase the augmenter is frozen, and no image unseen any more."""
     learned = config.learned
-    augmenter, tx = make_augmenter(learned), optax.adam(learned.learning_rate)
+    augmenter, tx = make_augmenter(learned, bounds), optax.adam(learned.learning_rate)
 
     def begin(start: None, key: Array) -> steps.State:
         augmenter_key = jax.random.fold_in(key, 1)

@@ -341,10 +341,15 @@ def joint_eval_step(state: State, images: Array, labels: Array) -> Metrics:
 
     Returns:
       `eval_step`'s values [B], logits [B, m] before and after the augmentation, theta [B, 2, 3],
-      centre and half_width [B, 6], and augmented_accuracy [B].
+      centre and half_width [B, 6], and augmented_accuracy [B]; and, with the batch's mean box for
+      all images in place of each one's own, same_box_accuracy and same_box_entropy [B].
     """
-    augmented, theta, box = _augmenter(state)(images, jax.random.key(0), method="transform")
+    augmenter, key = _augmenter(state), jax.random.key(0)
+    augmented, theta, box = augmenter(images, key, method="transform")
     logits, logits_after = state.classifier(images), state.classifier(augmented)
+    same_box = jax.tree.map(lambda x: jnp.broadcast_to(x.mean(0), x.shape), box)
+    same, _ = augmenter(images, same_box, key, method="apply_box")
+    logits_same = state.classifier(same)
     return {
         **_classifier_metrics(logits, labels),
         "theta": theta,
@@ -352,8 +357,14 @@ def joint_eval_step(state: State, images: Array, labels: Array) -> Metrics:
         "half_width": box.half_width,
         "logits_before": logits,
         "logits_after": logits_after,
-        "augmented_accuracy": (logits_after.argmax(-1) == labels).astype(jnp.float32),
+        "augmented_accuracy": _is_right(logits_after, labels),
+        "same_box_accuracy": _is_right(logits_same, labels),
+        "same_box_entropy": losses.entropy(logits_same),
     }
+
+
+def _is_right(logits: Array, labels: Array) -> Array:
+    return (logits.argmax(-1) == labels).astype(jnp.float32)
 
 
 def augment_eval_step(
@@ -385,6 +396,6 @@ def augment_eval_step(
         "theta_again": theta_again,
         "logits_before": logits,
         "logits_after": logits_after,
-        "augmented_accuracy": (logits_after.argmax(-1) == labels).astype(jnp.float32),
+        "augmented_accuracy": _is_right(logits_after, labels),
         "max_entropy_loss": losses.max_entropy_loss(logits_after, form=form, target=target),
     }

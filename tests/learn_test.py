@@ -1,5 +1,6 @@
 """Learning an augmenter from end to end on 48 digits."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -13,7 +14,8 @@ from absl import flags
 
 from experiments import cli, learn
 from maxent_aug import load_augmenter, metrics, models, phases, programs, train
-from maxent_aug.config import Learning, LearningEpochs, MatchingAugmenter
+from maxent_aug.config import Bounds, Learning, LearningEpochs, MatchingAugmenter
+from maxent_aug.spatial import DEFAULT_BOUNDS, decompose_affine
 
 CONFIG = Learning(
     policy="flip_crop+cutout",
@@ -88,6 +90,18 @@ def test_the_file_is_the_augmenter_of_the_run(go, tmp_path):
     assert np.all(np.abs(theta - np.eye(2, 3)).max((1, 2)) > 1e-4)  # share is 1
     last = metrics.read(tmp_path / "metrics.jsonl")[-1]
     assert 0.02 < last["half_width_shear"] < 1
+
+
+def test_bounds_are_those_asked_for(go, tmp_path):
+    assert phases.make_augmenter(MatchingAugmenter()).bounds == pytest.approx(DEFAULT_BOUNDS)
+    bounds = Bounds(shift=0.0, rotation=180.0, scale=1.0, aspect=1.0, shear=0.0)
+    go(tmp_path, config=dataclasses.replace(CONFIG, bounds=bounds))
+    images = small_run.digits(100, 140).images
+    _, theta = load_augmenter(tmp_path / "augmenter.npz")(jax.random.key(1), images)
+    parts = decompose_affine(theta)
+    assert np.abs(parts["rotation"]).max() > np.radians(45)
+    for name in ("translation", "log_scale", "log_aspect", "shear"):
+        np.testing.assert_allclose(parts[name], np.zeros_like(parts[name]), atol=1e-5)
 
 
 def test_an_unknown_policy_is_named():

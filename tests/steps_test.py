@@ -105,6 +105,20 @@ def test_the_joint_phase_changes_classifier_and_augmenter(state, stochastic, bat
     assert optax.tree.norm(difference) < 1e-3 * optax.tree.norm(plain.classifier.params)
 
 
+def test_one_box_for_all_is_each_images_own_only_while_these_are_alike(state, stochastic, batch):
+    evaluate = jax.jit(steps.joint_eval_step)
+    new = evaluate(steps.State(state.classifier, stochastic), *batch)
+    np.testing.assert_allclose(new["same_box_entropy"], losses.entropy(new["logits_after"]), 1e-4)
+    assert new["same_box_accuracy"].mean() == new["augmented_accuracy"].mean()
+    kernel = stochastic.params["localization"]["Dense_1"]["kernel"]
+    noise = jax.random.normal(KEY, kernel.shape)
+    params = jax.tree.map(lambda x: noise if x is kernel else x, stochastic.params)
+    own = evaluate(steps.State(state.classifier, stochastic.replace(params=params)), *batch)
+    assert np.std(own["centre"], axis=0).max() > 0.05
+    difference = own["same_box_entropy"] - losses.entropy(own["logits_after"])
+    assert np.abs(difference).max() > 1e-3
+
+
 @pytest.mark.parametrize("surer", [True, False])
 def test_matching_makes_augmented_images_as_uncertain_as_unseen_ones(stochastic, batch, surer):
     """The half-widths grow where augmented images are surer than unseen ones, else they shrink."""
