@@ -50,7 +50,13 @@ def main(settings: cli.Settings) -> None:
         for seed in range(settings.seeds):
             pool, tested = cli.choose(train_set, test_set, config, seed)
             for strategy in strategies:
-                queries = _Queries(settings.workdir / "labels", strategy, seed)
+                queries = _Queries(
+                    settings.workdir / "labels",
+                    strategy,
+                    seed,
+                    config.labels.query,
+                    len(pool.images),
+                )
                 state, labelled = None, _draw(np.arange(len(pool.images)), sizes[0], seed, 0)
                 for number, leg in enumerate(make_legs(strategy)):
                     chosen = Dataset(pool.images[labelled], pool.labels[labelled], pool.class_names)
@@ -180,22 +186,39 @@ SCORES = {"entropy": _entropy_score, "margin": _margin_score, "learning_loss": _
 
 
 class _Queries:
-    """The queries of a strategy and a seed that have been made, kept in a file."""
+    """The queries of a strategy and a seed that have been made, kept in a file.
 
-    def __init__(self, folder: Path, strategy: str, seed: int) -> None:
+    Raises RunFolderError for one that does not hold queries of so many of the pool's images.
+    """
+
+    def __init__(self, folder: Path, strategy: str, seed: int, query: int, pool: int) -> None:
         self._path = folder / f"seed{seed}-{strategy}.json"
-        self._made = on_first(self._read)
+        self._made = on_first(partial(self._read, query, pool))
 
-    def _read(self) -> list[list[int]]:
-        self._path.parent.mkdir(exist_ok=True)
-        return json.loads(self._path.read_text()) if self._path.exists() else []
+    def _read(self, query: int, pool: int) -> list[list[int]]:
+        if not self._path.exists():
+            return []
+        try:
+            made = np.array(json.loads(self._path.read_bytes()))
+        except (ValueError, RecursionError):
+            made = np.array(None)
+        fits = made.dtype.kind == "i" and made.ndim == 2 and made.shape[1] == query
+        if not fits or len(set(made.flat) & set(range(pool))) < made.size:
+            raise run_folder.RunFolderError(
+                f"{self._path} is damaged; put it back, or delete it and it is made again"
+            )
+        return made.tolist()
 
     def get(self, number: int, ask: Callable[[], np.ndarray]) -> np.ndarray:
         """The query of a round; asked for and written if it is the first time."""
         if number == len(self._made):
             self._made.append(ask().tolist())
-            on_first(partial(run_folder.write_json, self._path, self._made))
+            on_first(self._write)
         return np.array(self._made[number])
+
+    def _write(self) -> None:
+        self._path.parent.mkdir(exist_ok=True)
+        run_folder.write_json(self._path, self._made)
 
 
 def _write(

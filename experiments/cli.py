@@ -50,6 +50,7 @@ CPU_DEVICES = flags.DEFINE_integer(
     "devices that the batch is divided among on a CPU; 0: as many as there are cores, if they "
     "divide the batch and each gets 16 images (1 for digits, and with --distributed)",
     lower_bound=0,
+    upper_bound=1024,
 )
 STREAM = flags.DEFINE_enum(
     "stream",
@@ -252,7 +253,8 @@ def _join_processes() -> None:
                 raise UsageError(f"--{flag.name} needs --distributed")
         return
     address = COORDINATOR.value
-    if address and not address.rpartition(":")[2].isdecimal():
+    port = (address or ":1").rpartition(":")[2]
+    if not port.isdecimal() or not 0 < int(port) < 65536:
         raise UsageError(f"--{COORDINATOR.name}={address} is not allowed (HOST:PORT)")
     # It would swallow SIGTERM; train.stop_on_signals and train_phase do its work.
     jax.config.update("jax_enable_preemption_service", False)
@@ -282,6 +284,14 @@ def _cpu_devices(config: Training) -> int | None:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     counts, batch_size = range(2, (cores or 1) + 1), config.batch_size
     return max([1, *(n for n in counts if batch_size % n == 0 and batch_size // n >= 16)])
+
+
+def _start_devices() -> None:
+    """Raises UsageError if there are none of the kind that the user told JAX to use."""
+    try:
+        jax.devices()
+    except RuntimeError as error:
+        raise UsageError(f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}: {error}") from error
 
 
 def load_data(
@@ -396,10 +406,13 @@ def run(
         logging.set_verbosity(logging.WARNING)
         logging.get_absl_handler().setFormatter(None)  # the message alone
         preset = flags.FLAGS.preset
-        workdir = Path(WORKDIR.value or f"runs/{experiment}-{preset}").expanduser()
+        workdir = Path(os.path.expanduser(WORKDIR.value or f"runs/{experiment}-{preset}"))
         again = f"run the same command to resume, in {workdir}"
         programs.keep_freed_memory()
         try:
+            for flag in (WORKDIR, DATA_DIR):
+                if flag.value == "":
+                    raise UsageError(f"--{flag.name}= is not allowed (a folder)")
             _join_processes()
             config = _configure(presets[preset])
             if (count := _cpu_devices(config)) is not None:
@@ -409,11 +422,15 @@ def run(
                 jax.config.update("jax_compilation_cache_dir", str(cache / "maxent_aug" / "jax"))
             if DISTRIBUTED.value and jax.process_index():
                 sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+            _start_devices()
             settings = Settings(experiment, preset, config, workdir, DATA_DIR.value, SEEDS.value)
             on_first(partial(check_run_folder, workdir, settings.identity))
             main(settings)
         except (UsageError, RunFolderError, MetricsError, CheckpointError) as error:
             fail(error, 2)
+        except (IsADirectoryError, NotADirectoryError, FileExistsError, PermissionError) as error:
+            there = f"{error.filename2 or error.filename}: {error.strerror}"
+            fail(UsageError(f"{there}; put right what is there, or choose another workdir"), 2)
         except (NonFiniteLoss, OSError) as error:
             fail(error, 1)
         except FirstProcessFailed:

@@ -99,7 +99,6 @@ def _train(run: train.Run, name: str, legs: Sequence[phases.Phase], seed: int) -
     picture = run.workdir / "figures" / f"{name}.png"
 
     def done() -> bool:
-        picture.parent.mkdir(exist_ok=True)
         there = seed in _accuracies(run.workdir, legs[-1], seed + 1)
         return there and (seed > 0 or picture.exists())
 
@@ -118,6 +117,7 @@ def _train(run: train.Run, name: str, legs: Sequence[phases.Phase], seed: int) -
 def _draw_versions(path: Path, name: str, images: np.ndarray, versions: np.ndarray) -> None:
     from maxent_aug import figures  # matplotlib writes a cache of fonts when it is imported
 
+    path.parent.mkdir(exist_ok=True)
     title = f"{name}: inputs, eight times augmented"
     figures.versions(images, versions, title=title).savefig(path)
 

@@ -21,6 +21,8 @@ from maxent_aug.steps import denormalize, normalize
 
 FORMAT = 1
 PLATFORMS = ("cpu", "cuda", "tpu")  # of an exported program
+# What else odd files raise: encrypted, nested without end, arrays beyond all memory, widths of 0.
+_ODD = (RuntimeError, MemoryError, ArithmeticError)
 FIELDS = ("bounds", "padding_mode", "start_width", "least_width", "share", "width", "hidden")
 
 
@@ -170,6 +172,8 @@ def _read(path: Path) -> _Loaded:
     try:
         # Opened here: np.load leaves a file that is no zip open.
         with path.open("rb") as content, np.load(content, allow_pickle=False) as file:
+            if any(part.compress_size != part.file_size for part in file.zip.infolist()):
+                raise ValueError("compressed, perhaps a bomb")
             arrays = {name: file[name] for name in file.files}
         about = json.loads(str(arrays.pop("about")))
         if about.pop("format") != FORMAT:
@@ -179,7 +183,7 @@ def _read(path: Path) -> _Loaded:
         module = StochasticAugmenter(**about | {"bounds": AffineBounds(*about["bounds"])})
         params = traverse_util.unflatten_dict(arrays, sep="/")
         _check(module, params, shape)
-    except (ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile):
+    except (ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, *_ODD):
         raise ValueError(f"{path} is not an augmenter's file, or is damaged") from None
     return _Loaded(module, params, mean, sd, shape)
 

@@ -200,11 +200,11 @@ def stratified(labels: np.ndarray, examples: int, seed: int) -> np.ndarray:
 def _resolve_data_dir(data_dir: str | os.PathLike[str] | None) -> Path:
     if not data_dir:
         default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-        folder = Path(default).expanduser()
+        folder = Path(os.path.expanduser(default))
         if not folder.exists():
             return folder  # made when something is prepared in it
     else:
-        folder = Path(data_dir).expanduser()
+        folder = Path(os.path.expanduser(data_dir))
         if not folder.exists():
             raise FileNotFoundError(
                 f"data_dir {folder} does not exist: create it, or name the folder that holds the "

@@ -14,6 +14,9 @@ Record = Mapping[str, Any]
 KEYS = ("seed", "branch", "phase", "epoch")
 
 
+_REMEDY = "put the file back, or choose another workdir"
+
+
 class MetricsError(ValueError):
     """A metrics.jsonl is damaged; the message names the line."""
 
@@ -24,6 +27,8 @@ class MetricsWriter:
     A record is flat: seed, branch, phase and epoch, and its metrics by name. A line is on the disk
     when `write` returns. The TensorBoard events are a copy: made again from the lines after a
     `rewind`, one folder for each seed, branch and phase, so that no curve has a point twice.
+
+    Raises MetricsError for a file that is damaged.
     """
 
     def __init__(self, workdir: str | os.PathLike[str]) -> None:
@@ -32,9 +37,8 @@ class MetricsWriter:
         self.path = self.workdir / "metrics.jsonl"
         self._events: Any = None
         self._run: tuple[Any, ...] | None = None
-        if self.path.exists() and not self.path.read_bytes().endswith(b"\n"):
-            # Cut off by a kill: the next line must not be glued to it.
-            _replace(self.path, read(self.path))
+        if self.path.exists():
+            read(self.path)  # damage is found before anything is written
 
     def write(self, record: Record) -> None:
         """Adds one record. Numbers that are not finite become null.
@@ -47,6 +51,9 @@ class MetricsWriter:
         if missing:
             raise ValueError(f"a record needs {', '.join(KEYS)}; missing: {', '.join(missing)}")
         line = _line(record)
+        if self.path.exists() and not self.path.read_bytes().endswith(b"\n"):
+            # Cut off by a kill: the next line must not be glued to it.
+            _replace(self.path, read(self.path))
         with self.path.open("a", encoding="utf-8") as file:
             file.write(line)
             file.flush()
@@ -108,18 +115,36 @@ def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     lines = Path(path).read_bytes().splitlines()
     records = []
     for number, line in enumerate(lines, start=1):
+        where = f"{path}, line {number}"
         try:
-            record = json.loads(line)
-            if not all(key in record for key in KEYS):
-                raise ValueError
-            records.append(record)
-        except (ValueError, TypeError) as error:
+            records.append(_Record(where, _checked(json.loads(line))))
+        except (ValueError, RecursionError) as error:
             if number < len(lines):
-                raise MetricsError(
-                    f"{path}, line {number}: not a record of metrics; put the file back, or "
-                    "choose another workdir"
-                ) from error
+                raise MetricsError(f"{where}: not a record of metrics; {_REMEDY}") from error
     return records
+
+
+class _Record(dict[str, Any]):
+    """A line; one that was changed by hand is named when a metric is missing."""
+
+    def __init__(self, where: str, metrics: Record) -> None:
+        super().__init__(metrics)
+        self._where = where
+
+    def __missing__(self, name: str) -> Any:
+        raise MetricsError(f"{self._where} has no {name}; {_REMEDY}")
+
+
+def _checked(record: Any) -> Record:
+    """Raises ValueError unless it is what `MetricsWriter.write` writes."""
+    kinds = {"seed": int, "branch": str, "phase": str, "epoch": int}
+    if not isinstance(record, dict) or any(
+        not isinstance(record.get(key), kind) for key, kind in kinds.items()
+    ):
+        raise ValueError
+    if not all(isinstance(record[k], int | float | None) for k in record.keys() - kinds.keys()):
+        raise ValueError
+    return record
 
 
 def _run(record: Record) -> tuple[Any, ...]:

@@ -111,7 +111,7 @@ def memory() -> int:
 def _check_folder(data_dir: str | os.PathLike[str] | None) -> Path:
     if not data_dir:
         raise ValueError("data_dir must name the folder of pictures: one subfolder a class")
-    folder = Path(data_dir).expanduser()
+    folder = Path(os.path.expanduser(data_dir))
     if not folder.exists():
         raise FileNotFoundError(f"data_dir {_shown(folder)} does not exist")
     if not folder.is_dir():

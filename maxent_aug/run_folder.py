@@ -62,6 +62,12 @@ def check_run_folder(workdir: Path, identity: Mapping[str, Any]) -> None:
       RunFolderError: if it is no folder, cannot be read, holds other files, or holds a run of
         another identity; the first field that differs is named.
     """
+    try:
+        str(workdir.absolute()).encode()
+    except UnicodeEncodeError:  # tensorstore writes the checkpoints, and takes nothing else
+        raise RunFolderError(
+            f"workdir {str(workdir)!a} has a name that is not UTF-8; choose another"
+        ) from None
     path = workdir / "config.json"
     try:
         if not path.exists():
@@ -124,11 +130,15 @@ def write_json(path: Path, value: Any) -> None:
 def write_atomically(path: Path, content: bytes) -> None:
     """Writes a file beside its place, then moves it there in one step."""
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def environment() -> dict[str, Any]:

@@ -13,7 +13,7 @@ import small_run
 from absl import flags
 
 from experiments import active_learning, cli
-from maxent_aug import models, programs, train
+from maxent_aug import models, programs, run_folder, train
 from maxent_aug.config import ActiveLearning, Labels, RoundEpochs
 
 CONFIG = ActiveLearning(
@@ -132,3 +132,30 @@ def test_wrong_input_is_refused_before_anything(go, tmp_path, strategies, labels
     with pytest.raises(cli.UsageError, match=word):
         go(tmp_path / "run", strategies, config)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(
+            "",
+            "\0\0",
+            "{}",
+            "[]",
+            "3",
+            "[" * 10**5,
+            "[[0], [1, 2]]",
+            '[["a", "b"]]',
+            "[[0.0, 1.0]]",
+        ),
+        *("[[0, 48]]", "[[-1, 0]]", "[[3, 3]]", "[[0, 1], [1, 2]]", "[[0, 1, 2]]", "[[0, 1e30]]"),
+    ],
+)
+def test_damaged_queries_are_named(tmp_path, content):
+    path = tmp_path / "seed3-margin.json"
+    path.write_text(content)
+    with pytest.raises(run_folder.RunFolderError, match=r"seed3-margin\.json is damaged; put"):
+        active_learning._Queries(tmp_path, "margin", 3, query=2, pool=48)
+    path.write_text("[[0, 47], [5, 1]]")
+    queries = active_learning._Queries(tmp_path, "margin", 3, query=2, pool=48)
+    assert queries.get(1, pytest.fail).tolist() == [5, 1]

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import zipfile
 
 import jax
 import numpy as np
@@ -127,6 +128,11 @@ def changed(path, **arrays):
         np.savez(path, **dict(file) | arrays)
 
 
+def about(path):
+    with np.load(path) as file:
+        return json.loads(str(file["about"]))
+
+
 def pickled(path):
     np.savez(path, about=np.array([{}], object))
 
@@ -138,16 +144,32 @@ def lacking(path):
     np.savez(path, **kept)
 
 
+def bomb(path):
+    with np.load(path) as file:
+        np.savez_compressed(path, **dict(file) | {"mean": np.zeros(10**7, np.float32)})
+
+
+def beyond_memory(path):
+    header = {"shape": (10**15,), "fortran_order": False, "descr": "<f4"}
+    with zipfile.ZipFile(path, "a") as file, file.open("more.npy", "w") as part:
+        np.lib.format.write_array_header_1_0(part, header)
+
+
 @pytest.mark.parametrize(
     "damage",
     [
         truncated,
+        bomb,
+        beyond_memory,
         emptied,
         with_text,
         pickled,
         lacking,
         lambda path: changed(path, about='{"format": 9}'),
         lambda path: changed(path, about="[]"),
+        lambda path: changed(path, about="[" * 10**5),
+        lambda path: changed(path, about=json.dumps(about(path) | {"hidden": 0})),
+        lambda path: changed(path, **{"../../outside": np.zeros(1)}),
         lambda path: changed(path, **{"localization/Dense_1/bias": np.zeros(5, np.float32)}),
     ],
 )
@@ -155,6 +177,7 @@ def test_a_damaged_file_is_named(path, damage):
     damage(path)
     with pytest.raises(ValueError, match=r"augmenter\.npz is not an augmenter's file"):
         load_augmenter(path)
+    assert [p.name for p in path.parent.iterdir()] == ["augmenter.npz"]
 
 
 def test_a_missing_file_is_an_os_error(tmp_path):

@@ -1,20 +1,24 @@
 """Wrong input: one line that names it, exit code 2, and nothing on disk has changed."""
 
 import dataclasses
+import json
 import os
+import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 from absl import app, flags
 from absl.testing import flagsaver
 
-from experiments import cli
-from maxent_aug import data, run_folder, train
+from experiments import ablation, active_learning, cli, compare, learn, paper
+from maxent_aug import config, data, models, run_folder, train
 from maxent_aug.config import PRESETS, Config
 
 ROOT = Path(__file__).parent.parent
+TINY = partial(models.ResNet, stage_sizes=(1,), width=4)
 HUGE = str(10**12)
 
 
@@ -40,15 +44,16 @@ def command(tmp_path, monkeypatch, capsys, data_dir):
         cli.load_data(settings.config, settings.data_dir)
         reached.append(settings)
 
-    def call(*arguments, main=main):
+    def call(*arguments, experiment="paper", presets=PRESETS, main=main):
         saved = flags.FLAGS.flag_values_dict(), {n: f.present for n, f in all_flags()}
         monkeypatch.setattr(sys, "argv", ["paper.py", *arguments])
         try:
             with pytest.raises(SystemExit) as stopped:
-                cli.run("paper", PRESETS, main)
+                cli.run(experiment, presets, main)
         finally:
             for name in saved[0]:
-                flags.FLAGS[name].value, flags.FLAGS[name].present = (s[name] for s in saved)
+                if name in flags.FLAGS:  # not another experiment's
+                    flags.FLAGS[name].value, flags.FLAGS[name].present = (s[name] for s in saved)
         out, errors = capsys.readouterr()
         return stopped.value.code or 0, out, errors, reached
 
@@ -109,9 +114,11 @@ WRONG = [
     ("--seeds=1.5",),
     ("--seeds=many",),
     ("--cpu_devices=-1",),
+    (f"--cpu_devices={HUGE}",),
     ("--distributed",),
     ("--process_id=0",),
     ("--coordinator_address=localhost", "--distributed"),
+    ("--coordinator_address=localhost:65536", "--distributed"),
     ("--preset=fast",),
     ("--preset=",),
     ("--no_such_flag",),
@@ -120,12 +127,17 @@ WRONG = [
     ("--seeds",),
     ("digits",),
     ("train", "--seeds=2"),
+    ("--data_dir=",),
+    ("--data_dir=~no_such_user/data",),
+    ("--workdir=",),
+    ("--workdir=not\udcff-utf8",),
+    (f"--workdir={'x' * 300}",),
     ("--workdir=/proc/version",),
     ("--workdir=/proc/version/below",),
 ]
 
 
-@pytest.mark.parametrize("arguments", WRONG, ids=lambda a: " ".join(a)[:60])
+@pytest.mark.parametrize("arguments", WRONG, ids=lambda a: ascii(" ".join(a))[1:60])
 def test_wrong_input_takes_one_line_and_changes_nothing(command, arguments, tmp_path, data_dir):
     before = snapshot(tmp_path, data_dir)
     given = (
@@ -140,6 +152,142 @@ def test_wrong_input_takes_one_line_and_changes_nothing(command, arguments, tmp_
     name = arguments[0].split("=")[0].removeprefix("--")
     assert name in errors or "config.data.name" in errors
     assert snapshot(tmp_path, data_dir) == before
+
+
+EXPERIMENTS = {
+    "paper": (paper, PRESETS),
+    "compare": (compare, config.COMPARISON_PRESETS),
+    "ablation": (ablation, config.ABLATION_PRESETS),
+    "learn": (learn, config.LEARNING_PRESETS),
+    "active_learning": (active_learning, config.ACTIVE_LEARNING_PRESETS),
+}
+OTHERS = [name for name in EXPERIMENTS if name != "paper"]
+
+
+def wrong_values(experiment):
+    """Arguments of an experiment with a value that a field does not allow, for each field."""
+    for name, _, value in cli._fields(EXPERIMENTS[experiment][1]["quick"]):
+        if isinstance(value, bool):
+            texts = ["2", ""]
+        elif isinstance(value, int | float):
+            texts = ["nan", "inf", "-inf", "-1", "1e400", f"1{'0' * 400}", "ten", ""]
+        elif isinstance(value, tuple):
+            texts = ["", ",", f"{value[0]},{value[0]}", f"{value[0]},", value[0].upper()]
+        else:
+            texts = ["", "x", "a\nb", "x" * 5000, "../x"]
+        for text in texts:
+            yield f"--{name}={text}"
+
+
+@pytest.fixture
+def refused(command, tmp_path, data_dir, monkeypatch):
+    """Runs an experiment that must refuse: its words. None trains further than this allows."""
+
+    def call(experiment, *arguments):
+        module, presets = EXPERIMENTS[experiment]
+        before = snapshot(tmp_path, data_dir)
+        given = ("--preset=quick", "--nocompilation_cache", *arguments)
+        code, _, errors, _ = command(
+            *given, experiment=experiment, presets=presets, main=module.main
+        )
+        assert code == 2, (given, errors)
+        assert errors.startswith("error: ") and errors.count("\n") == 1, (given, errors)
+        assert snapshot(tmp_path, data_dir) == before, given
+        return errors
+
+    monkeypatch.setattr(train, "_train_epoch", lambda *_: pytest.fail("not refused"))
+    return call
+
+
+@pytest.mark.parametrize("experiment", OTHERS)
+def test_every_field_of_every_experiment_refuses(refused, experiment):
+    for argument in wrong_values(experiment):
+        assert argument.split("=")[0] in refused(experiment, argument)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "argument"),
+    [
+        *[("compare", f"--policies={p}") for p in ("", "flop", "flip,flip", "flip+", "+", "Flip")],
+        *[("compare", f"--policies={p}") for p in ("printed+intended", "flip,", "learned+learned")],
+        *[("learn", f"--config.policy={p}") for p in ("+", "flip+", " flip", "learned", "flip,")],
+        *[("active_learning", f"--strategies={s}") for s in ("", "margins", "margin,margin")],
+        *[("active_learning", f"--config.labels.first={n}") for n in (8, 1438, HUGE)],
+        *[("active_learning", f"--config.labels.{f}={HUGE}") for f in ("query", "rounds")],
+        *[(e, f"--config.learned.unseen={v}") for e in ("learn", "compare") for v in (0, 0.6, 1)],
+        *[(e, f"--config.learned.share={v}") for e in ("learn", "compare") for v in (0, 1.1)],
+        *[(e, "--config.epochs.train=1") for e in ("learn", "compare")],
+        *[("ablation", f"--config.factors.draws={d}") for d in ("stochastic,stochastic", "both")],
+        *[(e, f"--config.batch_size={HUGE}") for e in OTHERS],
+        *[(e, "--config.data.train_examples=1438") for e in OTHERS],
+        *[(e, "--config.data.held_out=1430") for e in OTHERS],
+        *[(e, "--cpu_devices=-1") for e in OTHERS],
+        *[(e, "--data_dir=no/such/folder") for e in OTHERS],
+        *[(e, "--workdir=/dev/null/run") for e in OTHERS],
+    ],
+)
+def test_wrong_input_of_the_other_experiments(refused, experiment, argument):
+    words = refused(experiment, argument)
+    name = argument.split("=")[0].removeprefix("--")
+    assert name in words or name.rpartition(".")[0] in words or "batch_size" in words
+
+
+def broken_line(line):
+    return lambda run: (run / "metrics.jsonl").write_text(f"{line}\n{{}}\n")
+
+
+DAMAGES = {
+    "workdir is a file": lambda run: (shutil.rmtree(run), run.touch()),
+    "of another experiment": lambda run: (run / "config.json").write_text('{"experiment": "x"}'),
+    "config of zeros": lambda run: (run / "config.json").write_bytes(bytes(99)),
+    "nested config": lambda run: (run / "config.json").write_text("[" * 10**5),
+    "no config": lambda run: ((run / "config.json").unlink(), (run / "thesis.tex").touch()),
+    "config is a folder": lambda run: replace_by_folder(run / "config.json"),
+    "lock is a folder": lambda run: (run / ".lock").mkdir(),
+    "metrics is a folder": lambda run: (run / "metrics.jsonl").mkdir(),
+    "checkpoints is a file": lambda run: (run / "checkpoints").touch(),
+    "metrics broken": broken_line("{broken"),
+    "metrics of a list": broken_line("[1, 2]"),
+    "metrics nested": broken_line("[" * 10**5),
+    "metrics, epoch a list": broken_line('{"seed": 0, "branch": "", "phase": "", "epoch": [1]}'),
+    "metrics, a text": broken_line(
+        '{"seed": 0, "branch": "", "phase": "", "epoch": 1, "train_loss": "low"}'
+    ),
+    "metrics of zeros": lambda run: (run / "metrics.jsonl").write_bytes(bytes(50) + b"\n{}\n"),
+}
+
+
+def replace_by_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+def fresh_run(experiment, run):
+    """A folder as a run that was killed before its first epoch leaves it."""
+    identity = cli.Settings(
+        experiment, "quick", EXPERIMENTS[experiment][1]["quick"], run, None, 1
+    ).identity
+    run.mkdir()
+    (run / "config.json").write_text(json.dumps(identity))
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_a_damaged_run_folder(refused, tmp_path, experiment, damage, monkeypatch):
+    monkeypatch.setattr(models, "ResNetSmall", TINY)
+    run = tmp_path / "run"
+    fresh_run(experiment, run)
+    (run / ".lock").touch() if damage != "lock is a folder" else None
+    DAMAGES[damage](run)
+    assert "run" in refused(experiment, "--workdir=run")
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_a_folder_in_use(refused, tmp_path, experiment):
+    fresh_run(experiment, tmp_path / "run")
+    identity = json.loads((tmp_path / "run" / "config.json").read_text())
+    with run_folder.open_run_folder(tmp_path / "run", identity):
+        assert "in use by another process" in refused(experiment, "--workdir=run")
 
 
 def test_a_misspelt_flag_gets_a_suggestion(command):

@@ -117,3 +117,12 @@ def test_rewind_before_anything_is_written(tmp_path):
     with MetricsWriter(tmp_path / "new") as writer:
         writer.rewind(0, "printed", "augment", 0)
     assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_a_metric_that_is_missing_is_named(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"seed": 0, "branch": "a", "phase": "b", "epoch": 1}\n')
+    (record,) = metrics.read(path)
+    with pytest.raises(metrics.MetricsError, match=r"jsonl, line 1 has no test_accuracy; put"):
+        record["test_accuracy"]
+    assert "test_accuracy" not in record
