@@ -367,7 +367,7 @@ ACTIVE_LEARNING_PRESETS = {
     "full": ActiveLearning(checkpoint_every=10),
     "small": ActiveLearning(
         labels=Labels(candidates=4000),
-        epochs=RoundEpochs(first=30, later=3),
+        epochs=RoundEpochs(first=30, later=2),
         classifier=ScheduledClassifier("ResNetSmall", learning_rate=0.05),
         batch_size=50,
         checkpoint_every=30,
