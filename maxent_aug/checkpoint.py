@@ -3,7 +3,11 @@
 import hashlib
 import json
 import logging
+import os
+import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +62,8 @@ def save(manager: ocp.CheckpointManager, step: int, tree: Any) -> None:
             raise NonFiniteError(f"{jax.tree_util.keystr(path)} is not finite")
     folder = Path(manager.directory) / str(step)
     try:
-        manager.save(step, args=ocp.args.StandardSave(tree), force=True)
+        with _quiet():
+            manager.save(step, args=ocp.args.StandardSave(tree), force=True)
         write_json(folder / DIGESTS, _digests(folder))
     # Orbax and tensorstore wrap an error of the file system in a ValueError.
     except (OSError, ValueError) as error:
@@ -133,5 +138,18 @@ def _damage(folder: Path) -> str | None:
     return None
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Orbax logs, with a traceback, what its threads raise; it reaches us all the same."""
+    logger = logging.getLogger("absl")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
 def _line(error: BaseException) -> str:
+    if code := re.search(r"os_error_code='(\d+)'", str(error)):  # at the end of a long line
+        return os.strerror(int(code[1]))
     return str(error).strip().split("\n")[0][:200] or type(error).__name__

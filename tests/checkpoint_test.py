@@ -1,5 +1,6 @@
 """Damage of every kind to every file of a checkpoint, and what may not be saved."""
 
+import resource
 import shutil
 
 import chex
@@ -150,3 +151,21 @@ def test_what_a_kill_left_half_written_is_removed(folder):
     (folder / "4.orbax-checkpoint-tmp" / checkpoint.DIGESTS).unlink()
     assert restore(folder)[0] == 3
     assert sorted(p.name for p in folder.iterdir()) == ["2", "3"]
+
+
+def test_a_disk_that_takes_no_more_is_named_and_the_newest_checkpoint_left(folder, capfd):
+    big = tree(4) | {"weights": np.random.default_rng(0).normal(size=(3, 10**5))}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+    try:
+        with (
+            checkpoint.open_manager(folder) as manager,
+            pytest.raises(OSError, match=r"^checkpoint \S+/4 cannot be written: File too large$"),
+        ):
+            checkpoint.save(manager, 4, big)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert capfd.readouterr() == ("", "")
+    step, restored = restore(folder)
+    assert step == 3
+    chex.assert_trees_all_equal(restored, tree(3))
