@@ -1,5 +1,6 @@
 """Checkpoints by orbax: atomic, finite, each file verified before it is read."""
 
+import errno
 import hashlib
 import json
 import logging
@@ -61,7 +62,11 @@ def save(manager: ocp.CheckpointManager, step: int, tree: Any) -> None:
         if not bool(np.all(np.abs(leaf.astype(np.float32)) < np.inf)):
             raise NonFiniteError(f"{jax.tree_util.keystr(path)} is not finite")
     folder = Path(manager.directory) / str(step)
+    needed = 2**20 + 2 * sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
     try:
+        # Before, since tensorstore's threads print tracebacks of their own when writing fails.
+        if shutil.disk_usage(folder.parent).free < needed:
+            raise OSError(os.strerror(errno.ENOSPC))
         with _quiet():
             manager.save(step, args=ocp.args.StandardSave(tree), force=True)
         write_json(folder / DIGESTS, _digests(folder))

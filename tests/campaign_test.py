@@ -173,9 +173,9 @@ def end_in_namespace(place, prepare, after=":"):
     return done.returncode, place.errors()
 
 
-@pytest.mark.parametrize("kib", [300, 1100, 1900])
+@pytest.mark.parametrize("kib", [1200, 1700, 2100])
 def test_a_full_disk(uninterrupted, shared, tmp_path, kib):
-    """One of so little, in another phase each time; then the run goes on, on a larger one."""
+    """Full in another phase each time; then the run goes on, on a larger one."""
     place = Place(tmp_path / "place", shared)
     code, errors = end_in_namespace(
         place, f"mount -t tmpfs -o size={kib}k tmpfs place", "cp -a place/run run"
