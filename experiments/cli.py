@@ -266,7 +266,7 @@ def _start_devices() -> None:
         jax.devices()
     except (RuntimeError, AssertionError) as error:  # the second without words, for cuda
         asked = os.environ.get("JAX_PLATFORMS", "")
-        raise UsageError(f"JAX_PLATFORMS={asked}: {error or 'no such device here'}") from error
+        raise UsageError(f"JAX_PLATFORMS={asked}: {str(error) or 'no such device here'}") from error
 
 
 def load_data(config: Training, data_dir: str | None) -> tuple[data.Dataset, data.Dataset]:
