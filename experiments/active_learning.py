@@ -117,7 +117,7 @@ def _legs(
     if strategy == "learning_loss":
         classifier = models.LossPredictor(classifier)
         updates = config.epochs.first * (sizes[0] // config.batch_size)
-        backbone_updates = round(BACKBONE_SHARE * updates)
+        backbone_updates = min(round(BACKBONE_SHARE * updates), phases.LAST_UPDATE)
         step = partial(steps.loss_prediction_step, backbone_updates=backbone_updates)
     legs: list[phases.Phase] = []
     for size in sizes:

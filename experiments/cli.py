@@ -290,8 +290,9 @@ def _start_devices() -> None:
     """Raises UsageError if there are none of the kind that the user told JAX to use."""
     try:
         jax.devices()
-    except RuntimeError as error:
-        raise UsageError(f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}: {error}") from error
+    except (RuntimeError, AssertionError) as error:  # the second without words, for cuda
+        asked = os.environ.get("JAX_PLATFORMS", "")
+        raise UsageError(f"JAX_PLATFORMS={asked}: {str(error) or 'no such device here'}") from error
 
 
 def load_data(

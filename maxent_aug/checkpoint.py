@@ -1,9 +1,14 @@
 """Checkpoints by orbax: atomic, finite, each file verified before it is read."""
 
+import errno
 import hashlib
 import json
 import logging
+import os
+import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +62,13 @@ def save(manager: ocp.CheckpointManager, step: int, tree: Any) -> None:
         if not bool(np.all(np.abs(leaf.astype(np.float32)) < np.inf)):
             raise NonFiniteError(f"{jax.tree_util.keystr(path)} is not finite")
     folder = Path(manager.directory) / str(step)
+    needed = 2**20 + 2 * sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
     try:
-        manager.save(step, args=ocp.args.StandardSave(tree), force=True)
+        # Before, since tensorstore's threads print tracebacks of their own when writing fails.
+        if shutil.disk_usage(folder.parent).free < needed:
+            raise OSError(os.strerror(errno.ENOSPC))
+        with _quiet():
+            manager.save(step, args=ocp.args.StandardSave(tree), force=True)
         write_json(folder / DIGESTS, _digests(folder))
     # Orbax and tensorstore wrap an error of the file system in a ValueError.
     except (OSError, ValueError) as error:
@@ -133,5 +143,18 @@ def _damage(folder: Path) -> str | None:
     return None
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Orbax logs, with a traceback, what its threads raise; it reaches us all the same."""
+    logger = logging.getLogger("absl")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
 def _line(error: BaseException) -> str:
+    if code := re.search(r"os_error_code='(\d+)'", str(error)):  # at the end of a long line
+        return os.strerror(int(code[1]))
     return str(error).strip().split("\n")[0][:200] or type(error).__name__

@@ -7,6 +7,9 @@ Where the paper leaves a choice open, the help says "ours".
 from dataclasses import dataclass, field
 from typing import Any
 
+# Of rates and weights: far below what overflows float32 in the first step.
+LARGE = 1e6
+
 
 def _field(
     default: Any,
@@ -69,14 +72,18 @@ class Classifier:
         "the classifier; ResNetSmall has 0.15 M weights",
         choices=("ResNet18", "ResNet34", "ResNet50", "ResNetSmall"),
     )
-    learning_rate: float = _field(0.1, "Adam's, in phase 1", above=0)
-    finetune_learning_rate: float = _field(0.01, "Adam's, in phase 3 and the baseline", above=0)
+    learning_rate: float = _field(0.1, "Adam's, in phase 1", above=0, high=LARGE)
+    finetune_learning_rate: float = _field(
+        0.01, "Adam's, in phase 3 and the baseline", above=0, high=LARGE
+    )
 
 
 @dataclass(frozen=True)
 class Augmenter:
-    learning_rate: float = _field(1e-4, "Adam's, in phase 2", above=0)
-    loss_weight: float = _field(2.0, "lambda, the weight of the max-entropy loss", low=0)
+    learning_rate: float = _field(1e-4, "Adam's, in phase 2", above=0, high=LARGE)
+    loss_weight: float = _field(
+        2.0, "lambda, the weight of the max-entropy loss", low=0, high=LARGE
+    )
     target: float = _field(0.3, "wanted H / log2 m, for the form target", low=0, high=1)
     saturating: bool = _field(True, "log(1 - D) as in the paper; false: the non-saturating -log D")
     padding_mode: str = _field(
@@ -97,7 +104,7 @@ class PaperAugmenter(Augmenter):
 
 @dataclass(frozen=True)
 class Discriminator:
-    learning_rate: float = _field(1e-4, "SGD's, in phase 2", above=0)
+    learning_rate: float = _field(1e-4, "SGD's, in phase 2", above=0, high=LARGE)
 
 
 @dataclass(frozen=True)
@@ -179,14 +186,16 @@ class ScheduledClassifier:
         "the classifier; ResNetSmall has 0.15 M weights",
         choices=("ResNet18", "ResNet34", "ResNet50", "ResNetSmall"),
     )
-    learning_rate: float = _field(0.1, "SGD's first; falls to 0 as a cosine", above=0)
+    learning_rate: float = _field(0.1, "SGD's first; falls to 0 as a cosine", above=0, high=LARGE)
     momentum: float = _field(0.9, "Nesterov's", low=0, high=1)
-    weight_decay: float = _field(5e-4, "of all weights, as in the published recipe", low=0)
+    weight_decay: float = _field(
+        5e-4, "of all weights, as in the published recipe", low=0, high=LARGE
+    )
 
 
 @dataclass(frozen=True)
 class MatchingAugmenter:
-    learning_rate: float = _field(3e-4, "Adam's", above=0)
+    learning_rate: float = _field(3e-4, "Adam's", above=0, high=LARGE)
     unseen: float = _field(
         0.1,
         "share of the training images that the classifier does not train on while the augmenter "
@@ -206,10 +215,14 @@ class MatchingAugmenter:
     start_width: float = _field(
         0.3, "half-width of a new augmenter's boxes, a share of the bounds", low=0.05, high=0.95
     )
-    matching_weight: float = _field(20.0, "of the squared difference of the entropies", low=0)
-    guard_weight: float = _field(0.1, "of the cross-entropy of the augmented images", low=0)
+    matching_weight: float = _field(
+        20.0, "of the squared difference of the entropies", low=0, high=LARGE
+    )
+    guard_weight: float = _field(
+        0.1, "of the cross-entropy of the augmented images", low=0, high=LARGE
+    )
     room_weight: float = _field(
-        0.02, "of the room that centres and half-widths keep to their ends", low=0
+        0.02, "of the room that centres and half-widths keep to their ends", low=0, high=LARGE
     )
     padding_mode: str = _field(
         "zeros", "outside the image", choices=("zeros", "border", "reflection")

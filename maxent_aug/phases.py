@@ -31,6 +31,7 @@ from maxent_aug.spatial import DEFAULT_BOUNDS, AffineBounds
 # All that is random in a phase is drawn from fold_in(key(seed), KINDS[kind]); so a classifier that
 # is trained in one phase begins as one that is pretrained.
 KINDS = {"pretrain": 0, "augment": 1, "finetune": 2, "train": 0, "joint": 0}
+LAST_UPDATE = 2**31 - 1  # optimisers count in int32
 
 
 @dataclass(frozen=True)
@@ -242,7 +243,7 @@ _CLASSIFIER = steps.classifier_step, steps.eval_step
 
 def scheduled_sgd(config: ScheduledClassifier, updates: int) -> optax.GradientTransformation:
     """SGD with Nesterov's momentum and weight decay, its learning rate a falling cosine."""
-    schedule = optax.cosine_decay_schedule(config.learning_rate, updates)
+    schedule = optax.cosine_decay_schedule(config.learning_rate, min(updates, LAST_UPDATE))
     return optax.chain(
         optax.add_decayed_weights(config.weight_decay),
         optax.sgd(schedule, config.momentum, nesterov=True),

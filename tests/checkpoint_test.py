@@ -1,6 +1,7 @@
 """Damage of every kind to every file of a checkpoint, and what may not be saved."""
 
 import shutil
+from unittest import mock
 
 import chex
 import jax.numpy as jnp
@@ -150,3 +151,23 @@ def test_what_a_kill_left_half_written_is_removed(folder):
     (folder / "4.orbax-checkpoint-tmp" / checkpoint.DIGESTS).unlink()
     assert restore(folder)[0] == 3
     assert sorted(p.name for p in folder.iterdir()) == ["2", "3"]
+
+
+def test_what_the_system_said_is_named_and_the_newest_checkpoint_left(folder, monkeypatch):
+    words = "RESOURCE_EXHAUSTED: a long line [os_error_code='122']\nand another"  # a quota
+    with checkpoint.open_manager(folder) as manager:
+        monkeypatch.setattr(manager, "save", mock.Mock(side_effect=ValueError(words)))
+        with pytest.raises(OSError, match=r"^checkpoint \S+/4 cannot be written: .* quota \w+$"):
+            checkpoint.save(manager, 4, tree(4))
+    assert restore(folder)[0] == 3
+
+
+def test_a_disk_with_too_little_space_is_named_before_anything_is_written(folder, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: mock.Mock(free=2**20))
+    before = sorted(folder.rglob("*"))
+    with (
+        checkpoint.open_manager(folder) as manager,
+        pytest.raises(OSError, match=r"4 cannot be written: No space left on device$"),
+    ):
+        checkpoint.save(manager, 4, tree(4))
+    assert sorted(folder.rglob("*")) == before

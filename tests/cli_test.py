@@ -403,7 +403,7 @@ def test_another_config_is_refused_before_data_are_prepared(command, tmp_path, m
     assert snapshot(tmp_path) == before
 
 
-def paper(tmp_path, *arguments):
+def run_paper(tmp_path, *arguments):
     environment = os.environ | {"XLA_FLAGS": "", "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
     environment.pop("TFDS_DATA_DIR", None)
     return subprocess.run(
@@ -417,7 +417,7 @@ def paper(tmp_path, *arguments):
 
 
 def test_help(tmp_path):
-    done = paper(tmp_path, "--help")
+    done = run_paper(tmp_path, "--help")
     assert (done.returncode, done.stderr) == (0, "")
     for name, field, _ in cli._fields(Config()):
         assert name in done.stdout
@@ -427,7 +427,16 @@ def test_help(tmp_path):
 
 
 def test_a_real_process_says_one_line(tmp_path):
-    done = paper(tmp_path, "--preset=quick", "--config.batch_size=0")
+    done = run_paper(tmp_path, "--preset=quick", "--config.batch_size=0")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: --config.batch_size=0 is not allowed (at least 1)\n"
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["nonsense", "rocm"])
+def test_a_device_that_is_not_there_is_named(tmp_path, monkeypatch, name):
+    monkeypatch.setenv("JAX_PLATFORMS", name)
+    done = run_paper(tmp_path, "--preset=quick")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"error: JAX_PLATFORMS={name}: ")
+    assert done.stderr.count("\n") == 1 and not list(tmp_path.iterdir())
