@@ -104,7 +104,7 @@ def accuracy(records: Iterable[Record]) -> Figure:
             points += [(start + r["epoch"], r["test_accuracy"]) for r in own if r["phase"] == phase]
             start = max(epoch for epoch, _ in points)
         final = np.array([value for epoch, value in points if epoch == start])
-        style = {"label": f"{branch}: {_mean_sd(final)}"}
+        style: dict[str, Any] = {"label": f"{branch}: {_mean_sd(final)}"}
         if branch == "baseline":  # dashes above the others: a branch may lie exactly on it
             style |= {"linestyle": (0, (4, 2)), "zorder": 3}
         _draw_curve(axes, points, color=colours[branch], **style)
