@@ -48,8 +48,6 @@ def check_outputs(notebook):
     assert all(base64.b64decode(picture).startswith(b"\x89PNG") for picture in pictures)
 
 
-# pyzmq and jupyter_client, on the way out of a kernel.
-@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 def test_runs_from_top_to_bottom(notebook, tmp_path, monkeypatch):
     for name in ("data", "cache"):
         (tmp_path / name).mkdir()
