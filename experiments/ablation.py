@@ -11,7 +11,6 @@ images at the end of phase 2. Run it again in the same folder to resume, or to a
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -55,7 +54,7 @@ def main(settings: cli.Settings) -> None:
                 learned = train.train_phase(run, augment, seed, begun)
                 train.train_phase(run, finetune, seed, learned)
         result = on_first(partial(_write, settings, variants))
-    _print(settings.workdir, result)
+    _print(settings, result)
 
 
 def _write(
@@ -149,7 +148,7 @@ def _marginals(
     return found
 
 
-def _print(workdir: Path, result: Mapping[str, Any]) -> None:
+def _print(settings: cli.Settings, result: Mapping[str, Any]) -> None:
     heads = "accuracy   from I   images    draws   bounds  outside     bits   on augmented"
     print(f"\n{'':<46}{heads}   collapse to")
     for name, row in result["table"].items():
@@ -163,7 +162,8 @@ def _print(workdir: Path, result: Mapping[str, Any]) -> None:
         shares = ", ".join(f"{name} {share:.0%}" for name, share in row["collapsed"].items())
         print(f"  {level:<20}accuracy {row['accuracy']:.4f}   {shares}")
     print(f"\n{duration(result['seconds'])} on {result['device']}")
-    print(f"ablation.json and figures/collapses.png in {workdir}")
+    print(f"ablation.json and figures/collapses.png in {settings.workdir}")
+    print(f"to go on: {cli.with_more_seeds(settings)}")
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ def main(settings: cli.Settings) -> None:
                         )
                         labelled = np.concatenate([labelled, queries.get(number, ask)])
         result = on_first(partial(_write, settings, strategies, sizes))
-    _print(settings.workdir, result)
+    _print(settings, result)
 
 
 def _check(strategies: Sequence[str]) -> tuple[str, ...]:
@@ -272,14 +272,15 @@ def _draw_curves(workdir: Path, result: Mapping[str, Any]) -> None:
     )
 
 
-def _print(workdir: Path, result: Mapping[str, Any]) -> None:
+def _print(settings: cli.Settings, result: Mapping[str, Any]) -> None:
     print(f"\n{'test accuracy, labelled':<24}" + "".join(f"{n:>9}" for n in result["labelled"]))
     for name, curve in result["curves"].items():
         print(f"  {name:<22}" + "".join(f"{value:>9.4f}" for value in curve["mean"]))
         if curve["sd"] is not None:
             print(f"  {'  sd':<22}" + "".join(f"{value:>9.4f}" for value in curve["sd"]))
     print(f"\n{duration(result['seconds'])} on {result['device']}")
-    print(f"active_learning.json and figures/active_learning.png in {workdir}")
+    print(f"active_learning.json and figures/active_learning.png in {settings.workdir}")
+    print(f"to go on: {cli.with_more_seeds(settings)}")
 
 
 if __name__ == "__main__":

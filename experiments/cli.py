@@ -11,6 +11,7 @@ import os
 import shlex
 import signal
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -154,7 +155,8 @@ def _define_all(presets: Mapping[str, Training]) -> None:
     known = [name for name in flags.FLAGS if name == "preset" or name.startswith("config.")]
     for name in known:
         delattr(flags.FLAGS, name)  # of another experiment in this process
-    flags.DEFINE_enum("preset", default, list(presets), "a named configuration")
+    text = f"a named configuration, by default {default}"
+    flags.DEFINE_enum("preset", default, list(presets), text)
     for name, field, value in _fields(presets[default]):
         _define(name, field, value)
     for flag in flags.FLAGS.get_flags_for_module(__name__):
@@ -181,9 +183,8 @@ def _check(name: str, field: dataclasses.Field, value: Any) -> None:
             and (limits["high"] is None or value <= limits["high"])
         )
     if not fits:
-        shown = ",".join(value) if isinstance(value, tuple) else value
         allowed = _allowed(limits) or (" (a name)" if value == "" else " (a finite number)")
-        raise UsageError(f"--{name}={shown} is not allowed{allowed}")
+        raise UsageError(f"--{name}={_shown(value)} is not allowed{allowed}")
 
 
 def _configure(preset: Training) -> Training:
@@ -205,8 +206,43 @@ def _configure(preset: Training) -> Training:
     return config
 
 
-def _parse(argv: list[str]) -> list[str]:
-    """absl's parser, except that --help succeeds and that an error takes one line."""
+def _help(presets: Mapping[str, Training]) -> str:
+    """What --help prints, on a screen: the experiment, its flags, and what the presets set."""
+    own = {flag.name: flag for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])}
+    names = ["preset", *(n for n in own if n != "preset" and not n.startswith("config."))]
+    lines = [sys.modules["__main__"].__doc__ or ""]
+    for name in names:
+        line = textwrap.shorten(str(own[name].help), 75, placeholder=" ...")
+        lines.append(f"  --{name:<20} {line}")
+    lines += ["", "What the presets say, and --config.NAME=VALUE changes:", *_table(presets), ""]
+    return "\n".join([*lines, "--helpfull says what each is, and what is allowed."])
+
+
+def _table(presets: Mapping[str, Training]) -> Iterator[str]:
+    """Lines of a table of all fields; those that are the same in all presets come last."""
+    same, line = [], "  {:<34}" + "{:<16}" * len(presets)
+    yield line.format("", *presets).rstrip()
+    for leaves in zip(*map(_fields, presets.values()), strict=True):
+        name = leaves[0][0].removeprefix("config.")
+        values = [_shown(value) for _, _, value in leaves]
+        if len(set(values)) > 1:
+            yield line.format(name, *values).rstrip()
+        else:
+            same.append(f"{name}={values[0]}")
+    text = f"the same in all: {', '.join(same)}"
+    yield textwrap.fill(text, 98, initial_indent="  ", subsequent_indent="  ")
+
+
+def _shown(value: Any) -> str:
+    """A value as the command line takes it."""
+    return ",".join(value) if isinstance(value, tuple) else str(value)
+
+
+def _parse(presets: Mapping[str, Training], argv: list[str]) -> list[str]:
+    """absl's parser, except that --help fits a screen and that an error takes one line."""
+    if "--help" in argv:
+        print(_help(presets))
+        sys.exit(0)
     try:
         rest = flags.FLAGS(argv)
     except SystemExit:
@@ -227,6 +263,13 @@ def heading(settings: Settings) -> dict[str, Any]:
         "command": shlex.join(command),
         "date": datetime.date.today().isoformat(),
     }
+
+
+def with_more_seeds(settings: Settings) -> str:
+    """The command again with three more seeds, which adds to what is in the folder."""
+    given = [flag for flag in sys.argv[1:] if not flag.startswith("--seeds=")]
+    seeds = f"--seeds={settings.seeds + 3}"
+    return shlex.join(["python", "-m", f"experiments.{settings.experiment}", *given, seeds])
 
 
 def fail(error: BaseException, code: int) -> NoReturn:
@@ -444,4 +487,4 @@ def run(
             sys.exit(128 + signal.SIGINT)
 
     _define_all(presets)
-    app.run(call, flags_parser=_parse)
+    app.run(call, flags_parser=partial(_parse, presets))

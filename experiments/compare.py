@@ -66,7 +66,7 @@ def main(settings: cli.Settings) -> None:
                 on_first(partial(_write, settings, rows))
         result = on_first(partial(_write, settings, rows))
         on_first(partial(_draw_table, settings.workdir, result))
-    _print(settings.workdir, result)
+    _print(settings, result)
 
 
 def _check(names: Sequence[str]) -> tuple[str, ...]:
@@ -232,7 +232,7 @@ def _draw_table(workdir: Path, result: Mapping[str, Any]) -> None:
     figures.comparison(result["table"]).savefig(workdir / "figures" / "comparison.png")
 
 
-def _print(workdir: Path, result: Mapping[str, Any]) -> None:
+def _print(settings: cli.Settings, result: Mapping[str, Any]) -> None:
     heads = [f"- {control} (95 %)" for control in CONTROLS]
     print(f"\n{'':<24}accuracy      sd   n{heads[0]:>28}{heads[1]:>28}  time / identity")
     for name, row in result["table"].items():
@@ -243,7 +243,8 @@ def _print(workdir: Path, result: Mapping[str, Any]) -> None:
         print(f"  {name:<22}  {row['mean']:.4f}  {sd}  {row['n']:>2}{against}{time:>17}")
     print(f"\n{result['note']}")
     print(f"{duration(result['seconds'])} on {result['device']}")
-    print(f"compare.json, figures/comparison.png and a picture of each policy in {workdir}")
+    print(f"compare.json, and in figures a plot and a picture of each row, in {settings.workdir}")
+    print(f"to go on: {cli.with_more_seeds(settings)}")
 
 
 def _interval(difference: Mapping[str, Any] | None) -> str:

@@ -149,18 +149,21 @@ def _figures(
             ),
             "What is done to each image",
             "Test images on the left, draws of the augmenter beside them, and the transform of "
-            "each in words.",
+            "each in words. Wanted are draws that differ and can still be recognised; the share "
+            "learned.share of them is transformed, the others are left alone.",
         ),
         "half_widths": (
             figures.half_widths(records),
             "How wide the augmentation is",
             "Of each coordinate, how far from its centre a transform is drawn; 0 would be a "
-            "constant transform, 1 the bound. A mean over the test images.",
+            "constant transform, 1 the bound, and a line that settles between has collapsed to "
+            "neither. A mean over the test images.",
         ),
         "accuracy": (
             figures.accuracy(records),
-            "Test accuracy",
-            "Of the classifier that was trained on the augmented images.",
+            "Test accuracy, epoch by epoch",
+            "Of the classifier that was trained on the augmented images, on images left alone. In "
+            "the last epochs the augmenter is frozen and all training images are seen.",
         ),
     }
     folder = workdir / "figures"

@@ -24,6 +24,7 @@ from maxent_aug.progress import Progress, duration
 # Table 1 of the paper. It has one proposed method; see the README for its two readings.
 PAPER_ACCURACY = {"baseline": 0.8736, "printed": 0.8760, "intended": 0.8760}
 PICTURES = 8
+NEXT = {"paper": "full", "cifar10_small": "small", "quick": "quick"}  # preset of experiments.learn
 COLLAPSE = (
     "distance_from_identity", "spread", "rotation_deg", "rotation_deg_sd", "scale", "scale_sd",
     "shear", "shear_sd", "shift_px", "shift_px_sd", "outside_frame",
@@ -144,13 +145,17 @@ def _figures(
     drawn = {
         "accuracy": (
             figures.accuracy(records),
-            "Test accuracy",
-            "One pretrained classifier, then its branches; the paper found no difference.",
+            "Test accuracy, epoch by epoch",
+            "One pretrained classifier, then its branches. One that ends above the baseline has "
+            "gained from its augmenter; one that falls where it parts is trained on images that "
+            "no longer look like the test images. The paper found no difference.",
         ),
         "adversarial_losses": (
             figures.adversarial_losses(records),
             "Adversarial losses (Figure 2)",
-            "In the paper the discriminator's loss rises and the augmenter's falls.",
+            "A discriminator at the dotted line guesses: it cannot tell augmented images from "
+            "real ones; below the line, on the left, it can. In the paper the discriminator's "
+            "loss rises and the augmenter's falls.",
         ),
         "augmented": (
             figures.augmented(
@@ -163,7 +168,8 @@ def _figures(
             ),
             "What was done to each image (Figure 3)",
             "Test images above, the augmenter's output below, the transform in words, and the "
-            "entropy of the classifier's prediction before and after.",
+            "entropy of the classifier's prediction before and after. Equal pictures were left "
+            "alone; where the entropy grows, the classifier is less sure than before.",
         ),
         "transforms": (
             figures.transforms(shown),
@@ -192,9 +198,9 @@ def _print(settings: cli.Settings, result: dict[str, Any]) -> None:
     for name in COLLAPSE:
         print(f"  {name:<28}" + "".join(f"{c[name]:>12.4f}" for c in result["collapse"].values()))
     print(f"\n{duration(result['seconds'])} on {result['device']}")
-    print(
-        f"open {settings.workdir / 'report.html'}; figures, metrics.jsonl and result.json beside it"
-    )
+    print(f"figures, metrics.jsonl and result.json in {settings.workdir}")
+    print(f"open {settings.workdir / 'report.html'}; an augmenter that does not collapse:")
+    print(f"  python -m experiments.learn --preset={NEXT[settings.preset]}")
 
 
 if __name__ == "__main__":

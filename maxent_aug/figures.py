@@ -104,8 +104,10 @@ def accuracy(records: Iterable[Record]) -> Figure:
             points += [(start + r["epoch"], r["test_accuracy"]) for r in own if r["phase"] == phase]
             start = max(epoch for epoch, _ in points)
         final = np.array([value for epoch, value in points if epoch == start])
-        label = f"{branch}: {_mean_sd(final)}"
-        _draw_curve(axes, points, color=colours[branch], label=label)
+        style: dict[str, Any] = {"label": f"{branch}: {_mean_sd(final)}"}
+        if branch == "baseline":  # dashes above the others: a branch may lie exactly on it
+            style |= {"linestyle": (0, (4, 2)), "zorder": 3}
+        _draw_curve(axes, points, color=colours[branch], **style)
     if pretrain and rest:
         axes.axvline(shared, color=GREY, linewidth=0.8, linestyle=":")
     _tidy(axes, "epoch of the classifier", "test accuracy")

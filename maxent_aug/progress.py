@@ -49,15 +49,15 @@ class Progress:
         self._last_time = now
         names = [branch] if branch == phase else [branch, phase]
         parts = [f"seed {seed}", *names, f"epoch {epoch:>{len(str(epochs))}}/{epochs}"]
+        if seconds_left is not None:
+            parts.append(f"{duration(seconds_left)} left")
         parts += [
             f"{name} {value:{'.2e' if 0 < abs(value) < 1e-3 else '.4f'}}"
             for name, value in (numbers or {}).items()
         ]
         if images_per_second is not None:
             parts.append(f"{images_per_second:,.0f} images/s")
-        if seconds_left is not None:
-            parts.append(f"{duration(seconds_left)} left")
-        self._show("  ".join(parts))
+        self._show(parts)
         if self._in_place and epoch_done and epoch >= epochs:
             self.end_line()
 
@@ -76,13 +76,16 @@ class Progress:
             self._stream.flush()
             self._open_line = False
 
-    def _show(self, text: str) -> None:
+    def _show(self, parts: list[str]) -> None:
         if not self._in_place:
-            self.say(text)
+            self.say("  ".join(parts))
             return
-        # A line that wraps cannot be taken back; one column stays free for the cursor.
+        # A line that wraps cannot be taken back, so what does not fit is left out, the last first;
+        # one column stays free for the cursor.
         columns = shutil.get_terminal_size().columns - 1
-        self._stream.write("\r\x1b[K" + text[:columns])
+        while len(parts) > 1 and len("  ".join(parts)) > columns:
+            parts = parts[:-1]
+        self._stream.write("\r\x1b[K" + "  ".join(parts)[:columns])
         self._stream.flush()
         self._open_line = True
 

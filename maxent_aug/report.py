@@ -101,6 +101,7 @@ def _table1(table: Mapping[str, Mapping[str, Any]]) -> str:
     if not table:
         return ""
     of_paper = any("paper" in row for row in table.values())
+    known = any(row.get("paper") is not None for row in table.values())
     rows = []
     for name, row in table.items():
         seeds = row.get("per_seed") or []
@@ -110,13 +111,13 @@ def _table1(table: Mapping[str, Mapping[str, Any]]) -> str:
             _number(row.get("sd") if len(seeds) != 1 else None, 4),
             str(len(seeds)) if seeds else "&ndash;",
         ]
-        rows.append(cells + [_number(row.get("paper"), 4)] * of_paper)
-    heads = ["", "mean", "sd", "seeds"] + ["paper"] * of_paper
+        rows.append(cells + [_number(row.get("paper"), 4)] * known)
+    heads = ["", "mean", "sd", "seeds"] + ["paper"] * known
     return _section(
         "Table 1: test accuracy" if of_paper else "Test accuracy",
         _table(heads, rows) + _seeds_plot(table),
         "The share of test images that the classifier gets right after its last epoch, over seeds"
-        f"{', and the figure that the paper prints' * of_paper}. A difference below the sd is no "
+        f"{', and the figure that the paper prints' * known}. A difference below the sd is no "
         "evidence.",
     )
 
@@ -305,7 +306,8 @@ th.number, .number small { white-space: normal; }
 small { color: var(--soft); font-size: .8em; }
 .note, figcaption { max-width: 44rem; color: var(--soft); font-size: .9rem; }
 figcaption { margin-top: .6rem; }
-.picture { padding: .5rem; border: 1px solid var(--line); border-radius: 6px; background: #fff; }
+.picture { padding: .5rem; border: 1px solid var(--line); border-radius: 6px; background: #fff;
+  overflow-x: auto; }
 img { display: block; width: 100%; height: auto; }
 .strips { display: grid; grid-template-columns: auto 1fr; gap: .35rem 1.5rem; max-width: 34rem;
   margin-top: 1.25rem; align-items: center; color: var(--soft); font-size: .85rem; }
@@ -322,14 +324,16 @@ img { display: block; width: 100%; height: auto; }
 @media (max-width: 36rem) {
   body { padding: 1.5rem .9rem 3rem; }
   th, td { padding-left: .8rem; font-size: .875rem; }
-  .picture { padding: .2rem; }
 }
+@media screen and (max-width: 36rem) { img { width: 44rem; } }
+@media screen and (prefers-color-scheme: dark) { .picture { filter: brightness(.88); } }
 @media print {
   :root { --ink: #000; --soft: #444; --page: #fff; --line: #ccc; --shade: #f4f4f4;
     --accent: #0072b2; color-scheme: light; }
   body { max-width: none; padding: 0; font-size: 10pt; }
   section, figure { margin-top: 1.5rem; }
   section, figure, tr, pre { break-inside: avoid; }
+  img { max-height: 22cm; object-fit: contain; }
   h2 { break-after: avoid; }
 }
 """

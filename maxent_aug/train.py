@@ -379,7 +379,7 @@ def _evaluation_record(run: Run, phase: Phase, state: steps.State) -> dict[str, 
 
 
 def _show(run: Run, phase: Phase, where: dict[str, Any], record: dict, rate: float) -> None:
-    names = {"train_loss": "loss", "train_accuracy": "train", "test_accuracy": "test"}
+    names = {"test_accuracy": "test", "train_accuracy": "train", "train_loss": "loss"}
     if phase.kind == "joint":
         names |= {"train_half_width": "half-width"}
     elif phase.kind == "augment":

@@ -38,7 +38,7 @@ def go(monkeypatch):
     tiny = partial(models.ResNet, stage_sizes=(1,), width=4)
     monkeypatch.setattr(models, "ResNet18", tiny)
     sets = small_run.digits(0, 48), small_run.digits(100, 125)
-    monkeypatch.setattr(cli, "load_data", lambda *_: sets)
+    monkeypatch.setattr(cli, "load_data", lambda *_, **__: sets)
     mesh = small_run.mesh()
     monkeypatch.setattr(active_learning, "_legs", legs_once)
     monkeypatch.setattr(programs, "make_mesh", lambda: mesh)

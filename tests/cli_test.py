@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -416,14 +417,29 @@ def run_paper(tmp_path, *arguments):
     )
 
 
-def test_help(tmp_path):
-    done = run_paper(tmp_path, "--help")
-    assert (done.returncode, done.stderr) == (0, "")
+def test_help_fits_a_screen_and_helpfull_says_the_rest(tmp_path):
+    short, full = (run_paper(tmp_path, flag) for flag in ("--help", "--helpfull"))
+    for done in (short, full):
+        assert (done.returncode, done.stderr) == (0, "")
+    lines = short.stdout.splitlines()
+    assert len(lines) <= 45
+    assert max(map(len, lines)) <= 100
     for name, field, _ in cli._fields(Config()):
-        assert name in done.stdout
-        assert field.metadata["help"].split()[0] in done.stdout
-    for name in [*PRESETS, "--workdir", "--data_dir", "--seeds", "reflection", "bfloat16"]:
-        assert name in done.stdout
+        assert name.removeprefix("config.") in short.stdout
+        assert f"--{name}" in full.stdout or f"--[no]{name}" in full.stdout
+        assert field.metadata["help"].split()[0] in full.stdout
+    for name in [*PRESETS, "--workdir", "--data_dir", "--seeds"]:
+        assert name in short.stdout
+    assert re.search(r"epochs.pretrain +100 +20 +5\n", short.stdout)
+    for name in ("reflection", "bfloat16"):
+        assert name in full.stdout
+
+
+def test_more_seeds_are_asked_for_by_the_same_command(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["x", "--preset=quick", "--seeds=2", "--workdir=a b"])
+    settings = cli.Settings("compare", "quick", Config(), Path("a b"), None, 2)
+    expected = "python -m experiments.compare --preset=quick '--workdir=a b' --seeds=5"
+    assert cli.with_more_seeds(settings) == expected
 
 
 def test_a_real_process_says_one_line(tmp_path):

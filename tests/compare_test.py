@@ -39,7 +39,7 @@ def go(tmp_path, monkeypatch):
     monkeypatch.setattr(models, "ResNet18", tiny)
     monkeypatch.setattr(phases, "comparison", legs_once)
     sets = small_run.digits(0, 48), small_run.digits(100, 125)
-    monkeypatch.setattr(cli, "load_data", lambda *_: sets)
+    monkeypatch.setattr(cli, "load_data", lambda *_, **__: sets)
     mesh = small_run.mesh()
     monkeypatch.setattr(programs, "make_mesh", lambda: mesh)
     if not flags.FLAGS.is_parsed():
@@ -95,8 +95,9 @@ def test_rows_can_be_added_and_done_ones_are_not_trained_again(go, tmp_path, mon
 
 
 def test_all_rows_begin_with_the_same_weights_and_updates():
+    small = COMPARISON_PRESETS["small"]
     rows = phases.comparison(
-        COMPARISON_PRESETS["small"],
+        small,
         {name: compare._row(name, 10) for name in ("identity", "mixup", "printed")},
         (8, 8, 1),
         10,
@@ -104,7 +105,7 @@ def test_all_rows_begin_with_the_same_weights_and_updates():
     )
     assert len({legs[0].begin for legs in rows.values()}) == 1
     kinds = [sum(leg.epochs for leg in legs if leg.kind != "augment") for legs in rows.values()]
-    assert kinds == [40, 40, 40]
+    assert kinds == [small.epochs.train] * 3
     assert len({phases.KINDS[legs[0].kind] for legs in rows.values()}) == 1
 
 

@@ -31,7 +31,7 @@ def go(monkeypatch):
     """Runs it in a folder: the content of result.json."""
     monkeypatch.setattr(models, "ResNet18", partial(models.ResNet, stage_sizes=(1,), width=4))
     sets = small_run.digits(0, 48), small_run.digits(100, 125)
-    monkeypatch.setattr(cli, "load_data", lambda *_: sets)
+    monkeypatch.setattr(cli, "load_data", lambda *_, **__: sets)
     mesh = small_run.mesh()
     monkeypatch.setattr(programs, "make_mesh", lambda: mesh)
     if not flags.FLAGS.is_parsed():

@@ -143,6 +143,14 @@ def test_what_is_missing_is_left_out(write, result):
     assert ("Settings" in page.text) == ("config" in result)
 
 
+@pytest.mark.parametrize("figure", [None, 0.8736])
+def test_the_papers_column_is_there_if_it_prints_a_figure(write, figure):
+    row = {"mean": 0.5, "sd": None, "per_seed": [0.5], "paper": figure}
+    text = Page(write({"table1": {"baseline": row}}, [], [])).text
+    assert "Table 1" in text
+    assert ("paper" in text) == (figure is not None)
+
+
 def test_a_real_report_is_below_3_mb(write, tmp_path):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (16, 32, 32, 3), dtype=np.uint8)  # noise compresses worst
