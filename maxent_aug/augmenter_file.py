@@ -23,7 +23,16 @@ FORMAT = 1
 PLATFORMS = ("cpu", "cuda", "tpu")  # of an exported program
 # What else odd files raise: encrypted, nested without end, arrays beyond all memory, widths of 0.
 _ODD = (RuntimeError, MemoryError, ArithmeticError)
-FIELDS = ("bounds", "padding_mode", "start_width", "least_width", "share", "width", "hidden")
+FIELDS = (
+    "bounds",
+    "padding_mode",
+    "start_width",
+    "least_width",
+    "share",
+    "others_shift",
+    "width",
+    "hidden",
+)
 
 
 def save_augmenter(
@@ -138,7 +147,8 @@ def export_augmenter(path: str | Path, to: str | Path) -> dict[str, Any]:
             **module.bounds._asdict(),
         },
         "padding_mode": module.padding_mode,
-        "share_augmented": module.share,
+        "share_transformed": module.share,
+        "others_shifted_by_at_most": {"whole pixels": module.others_shift},
         "platforms": list(PLATFORMS),
         "jax": jax.__version__,
         "calling_convention_version": program.calling_convention_version,

@@ -212,6 +212,9 @@ class MatchingAugmenter:
     )
     every: int = _field(5, "the augmenter learns from one in so many images of a batch", low=1)
     share: float = _field(0.5, "of the images that are transformed", above=0, high=1)
+    others_shift: int = _field(
+        0, "pixels, whole, by which the other images are shifted at most", low=0, high=1000
+    )
     start_width: float = _field(
         0.3, "half-width of a new augmenter's boxes, a share of the bounds", low=0.05, high=0.95
     )

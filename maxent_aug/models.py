@@ -12,7 +12,13 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from maxent_aug.spatial import DEFAULT_BOUNDS, AffineBounds, bounded_affine, warp_affine
+from maxent_aug.spatial import (
+    DEFAULT_BOUNDS,
+    AffineBounds,
+    affine_matrix,
+    bounded_affine,
+    warp_affine,
+)
 
 he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 Conv3x3 = partial(nn.Conv, kernel_size=(3, 3), use_bias=False, kernel_init=he_normal)
@@ -220,7 +226,9 @@ class StochasticAugmenter(nn.Module):
       padding_mode: what lies outside the image, as in `grid_sample`.
       start_width: half_width of every coordinate of a new augmenter, between least_width and 1.
       least_width: above 0.
-      share: of the images that are transformed; the others stay as they are.
+      share: of the images that are transformed.
+      others_shift: pixels by which the other images are shifted at most, to either side and up or
+        down, by whole pixels and so without blur; 0 leaves them as they are.
       width, hidden: size of the localisation network.
     """
 
@@ -229,6 +237,7 @@ class StochasticAugmenter(nn.Module):
     start_width: float = 0.3
     least_width: float = 0.02
     share: float = 0.5
+    others_shift: int = 0
     width: int = 16
     hidden: int = 64
 
@@ -253,18 +262,18 @@ class StochasticAugmenter(nn.Module):
         room = (nn.log_sigmoid(both) + nn.log_sigmoid(-both) + jnp.log(4.0)).sum(-1)
         return Box((1 - half_width) * jnp.tanh(raw_centre), half_width, room)
 
-    def draw(self, box: Box, key: Array, *, share: float | None = None) -> Array:
-        """theta [B, 2, 3] drawn from each image's box, or the identity, for 1 - share of them."""
-        centre, half_width, _ = box
-        place_key, chosen_key = jax.random.split(key)
-        place = jax.random.uniform(place_key, centre.shape, minval=-1.0)
-        share = self.share if share is None else share
-        chosen = jax.random.bernoulli(chosen_key, share, (centre.shape[0], 1))
-        return bounded_affine(jnp.where(chosen, centre + half_width * place, 0.0), self.bounds)
+    def draw(self, box: Box, key: Array) -> Array:
+        """theta [B, 2, 3] drawn from each image's box."""
+        place = jax.random.uniform(key, box.centre.shape, minval=-1.0)
+        return bounded_affine(box.centre + box.half_width * place, self.bounds)
 
     def __call__(self, images: Array, key: Array) -> tuple[Array, Array]:
         """Maps images [B, H, W, C] to (augmented [B, H, W, C], theta [B, 2, 3])."""
-        theta = self.draw(self.box(images), key)
+        draw_key, chosen_key, shift_key = jax.random.split(key, 3)
+        chosen = jax.random.bernoulli(chosen_key, self.share, (len(images), 1, 1))
+        theta = jnp.where(
+            chosen, self.draw(self.box(images), draw_key), self._shift(images, shift_key)
+        )
         return warp_affine(images, theta, padding_mode=self.padding_mode), theta
 
     def transform(self, images: Array, key: Array) -> tuple[Array, Array, Box]:
@@ -274,8 +283,15 @@ class StochasticAugmenter(nn.Module):
 
     def apply_box(self, images: Array, box: Box, key: Array) -> tuple[Array, Array]:
         """(augmented, theta) drawn from given boxes, every image transformed."""
-        theta = self.draw(box, key, share=1.0)
+        theta = self.draw(box, key)
         return warp_affine(images, theta, padding_mode=self.padding_mode), theta
+
+    def _shift(self, images: Array, key: Array) -> Array:
+        """theta [B, 2, 3] of a shift by whole pixels."""
+        batch, height, width, _ = images.shape
+        most = self.others_shift
+        pixels = jax.random.randint(key, (batch, 2), -most, most + 1)
+        return affine_matrix(translation=2 * pixels / jnp.array([width, height]))
 
 
 class Discriminator(nn.Module):

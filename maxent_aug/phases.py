@@ -199,6 +199,7 @@ def make_augmenter(
         padding_mode=config.padding_mode,
         start_width=config.start_width,
         share=config.share,
+        others_shift=config.others_shift,
     )
 
 

@@ -164,6 +164,22 @@ def test_a_stochastic_augmenter_transforms_its_share_of_the_images():
     assert np.any(theta != module.apply(variables, images, jax.random.key(4))[1])
 
 
+def test_a_stochastic_augmenter_shifts_the_others_by_whole_pixels():
+    module, variables, images = stochastic(share=0.25, others_shift=2)
+    augmented, theta = module.apply(variables, images, jax.random.key(3))
+    pixels = np.asarray(theta)[:, :, 2] * np.array(images.shape[2:0:-1]) / 2
+    whole = np.isclose(pixels, np.round(pixels), atol=1e-5).all(1)
+    others = whole & np.isclose(theta[:, :, :2], np.eye(2), atol=1e-6).all((1, 2))
+    assert 0.6 < others.mean() < 0.9
+    assert set(np.unique(np.round(pixels[others]))) == {-2, -1, 0, 1, 2}
+    padded = np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)))
+    height, width = images.shape[1:3]
+    for i in np.flatnonzero(others):
+        x, y = np.round(pixels[i]).astype(int) + 2
+        shifted = padded[i, y : y + height, x : x + width]
+        np.testing.assert_allclose(augmented[i], shifted, atol=1e-5)
+
+
 def test_a_stochastic_augmenter_has_a_gradient_in_centre_and_width():
     module, variables, images = stochastic()
 
