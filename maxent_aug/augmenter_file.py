@@ -148,7 +148,10 @@ def export_augmenter(path: str | Path, to: str | Path) -> dict[str, Any]:
         },
         "padding_mode": module.padding_mode,
         "share_transformed": module.share,
-        "others_shifted_by_at_most": {"whole pixels": module.others_shift},
+        "others_shift": {
+            "unit": "share of the width and of the height, by whole pixels, at most",
+            "value": module.others_shift,
+        },
         "platforms": list(PLATFORMS),
         "jax": jax.__version__,
         "calling_convention_version": program.calling_convention_version,

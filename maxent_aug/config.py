@@ -197,7 +197,7 @@ class ScheduledClassifier:
 class MatchingAugmenter:
     learning_rate: float = _field(3e-4, "Adam's", above=0, high=LARGE)
     unseen: float = _field(
-        0.1,
+        0.05,
         "share of the training images that the classifier does not train on while the augmenter "
         "learns: augmented images are to be as uncertain as these",
         above=0,
@@ -212,20 +212,22 @@ class MatchingAugmenter:
     )
     every: int = _field(5, "the augmenter learns from one in so many images of a batch", low=1)
     share: float = _field(0.5, "of the images that are transformed", above=0, high=1)
-    others_shift: int = _field(
-        0, "pixels, whole, by which the other images are shifted at most", low=0, high=1000
+    others_shift: float = _field(
+        0.125,
+        "by which the other images are shifted at most, a share of the width and of the height; by "
+        "whole pixels",
+        low=0,
+        high=1,
     )
     start_width: float = _field(
         0.3, "half-width of a new augmenter's boxes, a share of the bounds", low=0.05, high=0.95
     )
-    matching_weight: float = _field(
-        20.0, "of the squared difference of the entropies", low=0, high=LARGE
-    )
-    guard_weight: float = _field(
-        0.1, "of the cross-entropy of the augmented images", low=0, high=LARGE
-    )
-    room_weight: float = _field(
-        0.02, "of the room that centres and half-widths keep to their ends", low=0, high=LARGE
+    strictness: float = _field(
+        10.0,
+        "how steeply the price of uncertainty grows with what augmented images are more uncertain "
+        "than unseen ones, in parts of these",
+        low=0,
+        high=50,
     )
     padding_mode: str = _field(
         "zeros", "outside the image", choices=("zeros", "border", "reflection")

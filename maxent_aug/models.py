@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax import Array
 
@@ -203,9 +204,9 @@ class Augmenter(nn.Module):
 class Box(NamedTuple):
     """What a `StochasticAugmenter` has learned for each image.
 
-    centre and half_width are [B, 6] shares of the bounds. room is [B] the log of how much of their
-    ranges is left on both sides, 0 in the middle: it falls without bound, and with a gradient that
-    does not vanish, towards the least and the largest width and the outermost centres.
+    centre and half_width are [B, 6] shares of the bounds. room is [B] the log of the box's volume,
+    less what keeps it from the ends: it falls without bound, and with a gradient that does not
+    vanish, towards the least and, slowly, the largest widths, and the outermost centres.
     """
 
     centre: Array
@@ -227,8 +228,8 @@ class StochasticAugmenter(nn.Module):
       start_width: half_width of every coordinate of a new augmenter, between least_width and 1.
       least_width: above 0.
       share: of the images that are transformed.
-      others_shift: pixels by which the other images are shifted at most, to either side and up or
-        down, by whole pixels and so without blur; 0 leaves them as they are.
+      others_shift: by which the other images are shifted at most, to either side and up or down, as
+        a share of width and height; by whole pixels, and so without blur.
       width, hidden: size of the localisation network.
     """
 
@@ -237,7 +238,7 @@ class StochasticAugmenter(nn.Module):
     start_width: float = 0.3
     least_width: float = 0.02
     share: float = 0.5
-    others_shift: int = 0
+    others_shift: float = 0.0
     width: int = 16
     hidden: int = 64
 
@@ -257,10 +258,11 @@ class StochasticAugmenter(nn.Module):
         raw_centre, raw_width = jnp.split(self.localization(images), 2, axis=-1)
         share = nn.sigmoid(raw_width)
         half_width = self.least_width + (1 - self.least_width) * share
-        # log(4 s (1 - s)) of the widths, s from 0 to 1, and of the centres, s = (1 + tanh) / 2.
-        both = jnp.concatenate([raw_width, 2 * raw_centre], axis=-1)
-        room = (nn.log_sigmoid(both) + nn.log_sigmoid(-both) + jnp.log(4.0)).sum(-1)
-        return Box((1 - half_width) * jnp.tanh(raw_centre), half_width, room)
+        # log s + log(1 - s) / 10 of the widths, s from 0 to 1, the most at s = 10 / 11; and
+        # log(4 s (1 - s)) of the centres, s = (1 + tanh) / 2.
+        room = nn.log_sigmoid(raw_width) + 0.1 * nn.log_sigmoid(-raw_width)
+        room += nn.log_sigmoid(2 * raw_centre) + nn.log_sigmoid(-2 * raw_centre) + jnp.log(4.0)
+        return Box((1 - half_width) * jnp.tanh(raw_centre), half_width, room.sum(-1))
 
     def draw(self, box: Box, key: Array) -> Array:
         """theta [B, 2, 3] drawn from each image's box."""
@@ -270,7 +272,7 @@ class StochasticAugmenter(nn.Module):
     def __call__(self, images: Array, key: Array) -> tuple[Array, Array]:
         """Maps images [B, H, W, C] to (augmented [B, H, W, C], theta [B, 2, 3])."""
         draw_key, chosen_key, shift_key = jax.random.split(key, 3)
-        chosen = jax.random.bernoulli(chosen_key, self.share, (len(images), 1, 1))
+        chosen = jax.random.bernoulli(chosen_key, self.share, (images.shape[0], 1, 1))
         theta = jnp.where(
             chosen, self.draw(self.box(images), draw_key), self._shift(images, shift_key)
         )
@@ -289,9 +291,10 @@ class StochasticAugmenter(nn.Module):
     def _shift(self, images: Array, key: Array) -> Array:
         """theta [B, 2, 3] of a shift by whole pixels."""
         batch, height, width, _ = images.shape
-        most = self.others_shift
+        size = np.array([width, height])
+        most = np.rint(self.others_shift * size).astype(int)
         pixels = jax.random.randint(key, (batch, 2), -most, most + 1)
-        return affine_matrix(translation=2 * pixels / jnp.array([width, height]))
+        return affine_matrix(translation=2 * pixels / size)
 
 
 class Discriminator(nn.Module):

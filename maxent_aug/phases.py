@@ -222,12 +222,7 @@ def _learned(
         created = created.replace(batch_stats=running)
         return begin_classifier(start, key).replace(augmenter=created)
 
-    step = partial(
-        steps.joint_step,
-        matching_weight=learned.matching_weight,
-        guard_weight=learned.guard_weight,
-        room_weight=learned.room_weight,
-    )
+    step = partial(steps.joint_step, strictness=learned.strictness)
     unseen = programs.Unseen(learned.unseen, max(1, config.batch_size // learned.every))
     epochs = config.epochs.train
     together = min(epochs - 1, max(1, round(learned.together * epochs)))

@@ -21,6 +21,8 @@ from maxent_aug import losses
 
 Metrics = dict[str, Array]
 
+PRICE = 50.0  # of entropy, in room, where augmented images are as uncertain as unseen ones
+
 
 class ModelState(TrainState):
     """A flax TrainState with the running statistics of batch normalisation (or {})."""
@@ -207,37 +209,33 @@ def adversarial_step(
 def matching_step(
     augmenter: ModelState,
     images: Array,
-    labels: Array,
     unseen: Array,
     classify: Callable[[Array], Array],
     key: Array,
     *,
-    matching_weight: float = 20.0,
-    guard_weight: float = 0.1,
-    room_weight: float = 0.02,
+    strictness: float = 10.0,
     memory: float = 0.95,
 ) -> tuple[ModelState, Metrics]:
-    """One update of a stochastic augmenter towards images as uncertain as images never seen.
+    """One update of a stochastic augmenter: wider, but no less certain than images never seen.
 
-    With h = H / log2 m, minimises
+    With h = H / log2 m, maximises the `Box`es' room, in essence the log of their volume, while
+    h(augmented) stays about h(unseen): minimises
 
-      matching_weight (h(augmented) - h(unseen))^2 + guard_weight CE(augmented)
-        - room_weight room,
+      price h(augmented) - room,  price = PRICE exp(strictness (h(augmented) / h(unseen) - 1)),
 
-    where both h are means over the images of the last steps, the augmenter's `batch_stats`, so
-    that a few images a step are enough. The first term cannot be met by the identity, since a
-    classifier is surer of what it has trained on, nor by destroying the image; the second keeps
-    the class recognisable; the third, of the `Box`, keeps the transform from becoming a constant,
-    and what is learned from running into its bounds, where gradients vanish.
+    without a gradient through the price. So wide boxes are kept for the coordinates, and the
+    images, in which they cost little certainty. The identity cannot be the result, since its volume
+    is 0, nor can the image be destroyed, since it would be too uncertain. Both h in the price are
+    means over the images of the last steps, the augmenter's `batch_stats`, so that a few images a
+    step are enough.
 
     Args:
       augmenter: of a `StochasticAugmenter`.
       images: [B, H, W, C] normalised, of those that the classifier trains on.
-      labels: [B] integers, or [B, m] probabilities.
       unseen: [U, H, W, C] normalised, of images that the classifier never trains on.
       classify: a frozen classifier, images -> logits [B, m]; any differentiable function.
       key: a typed random key.
-      matching_weight, guard_weight, room_weight: of the three terms.
+      strictness: at least 0; the larger, the closer the two entropies.
       memory: share of the running means that is kept in a step, in [0, 1).
     """
     unseen_logits = classify(unseen)
@@ -252,19 +250,17 @@ def matching_step(
 
     def loss_fn(params: Any) -> tuple[Array, Metrics]:
         augmented, _, box = augmenter.apply_fn({"params": params}, images, key, method="transform")
-        logits = classify(augmented)
-        entropy = losses.entropy(logits).mean() / most
+        entropy = losses.entropy(classify(augmented)).mean() / most
         running = jax.lax.stop_gradient(remember("augmented", entropy))
-        # The gradient of the square of the running difference, as if all of it were of this step.
-        match = 2 * (running - entropy_unseen) * entropy
-        guard = losses.cross_entropy(logits, labels).mean()
-        room = box.room.mean()
-        loss = matching_weight * match + guard_weight * guard - room_weight * room
+        # A classifier may be certain of all that it is shown: then the price has its limit.
+        excess = jnp.clip(running / jnp.maximum(entropy_unseen, 1e-6) - 1, -1, 1)
+        price = PRICE * jnp.exp(strictness * excess)
+        loss = price * entropy - box.room.mean()
         return loss, {
             "augmenter_loss": loss,
             "entropy_augmented": running,
             "entropy_unseen": entropy_unseen,
-            "guard": guard,
+            "price": price,
             "half_width": box.half_width.mean(),
             "centre": jnp.abs(box.centre).mean(),
         }
@@ -296,7 +292,6 @@ def joint_step(
     augmenter, matching_metrics = matching_step(
         _augmenter(state),
         images[::every],
-        labels[::every],
         unseen,
         state.classifier,
         matching_key,

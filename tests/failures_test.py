@@ -185,7 +185,7 @@ def test_a_number_is_refused_at_once_or_the_first_steps_are_finite(experiment, m
     @example({"config.epochs.first": 10**12})
     @example({"config.augmenter.loss_weight": 3e38})
     @example({"config.augmenter.loss_weight": 1e6})
-    @example({"config.learned.matching_weight": 1e6, "config.learned.guard_weight": 1e6})
+    @example({"config.learned.strictness": 50.0, "config.learned.learning_rate": 1e6})
     def check(values):
         assume(values.keys() <= fields.keys())
         chosen = presets["quick"]
