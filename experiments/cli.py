@@ -265,6 +265,20 @@ def heading(settings: Settings) -> dict[str, Any]:
     }
 
 
+def save_figures(
+    workdir: Path, drawn: Mapping[str, tuple[Any, str, str]]
+) -> list[tuple[Path, str, str]]:
+    """Writes figures/NAME.png of each (figure, title, caption): the pictures of the report."""
+    folder = workdir / "figures"
+    folder.mkdir(exist_ok=True)
+    pictures = []
+    for name, (figure, title, caption) in drawn.items():
+        path = folder / f"{name}.png"
+        figure.savefig(path)
+        pictures.append((path, title, caption))
+    return pictures
+
+
 def with_more_seeds(settings: Settings) -> str:
     """The command again with three more seeds, which adds to what is in the folder."""
     given = [flag for flag in sys.argv[1:] if not flag.startswith("--seeds=")]

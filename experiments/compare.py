@@ -2,7 +2,7 @@
 
 Policies are those of maxent_aug.policies, joined by + to apply one after the other, and the
 paper's learned augmenters, printed and intended (the sign of their loss), and learned, which is
-trained together with its classifier until augmented images are as uncertain as images never seen.
+trained together with its classifier, as wide as leaves images as certain as images never seen.
 Run it again in the same folder to resume, or to add policies and seeds.
 
   python -m experiments.compare --preset=small --seeds=3    5,000 images of CIFAR-10, a small ResNet
@@ -34,7 +34,7 @@ PICTURES = 8
 
 POLICIES = flags.DEFINE_list(
     "policies",
-    [*SINGLE, "flip_crop+cutout", "flip+learned", "flip_crop+learned"],
+    [*SINGLE, "flip_crop+cutout", "flip+learned"],
     f"rows of the table, of {', '.join(SINGLE)}; + joins several, at most one learned",
 )
 

@@ -1,8 +1,8 @@
 """Learns an augmenter for a data set, together with a classifier, and leaves it in a file.
 
-The augmenter draws for each image an affine transform from a box of its own, and learns the boxes
-so that augmented images are as uncertain as images that the classifier has never seen. In the
-last tenth of its training the classifier learns from all images, the augmenter frozen. Any
+The augmenter draws for each image an affine transform from a box of its own, and learns the largest
+boxes whose images are no less certain than images that the classifier has never seen. In the last
+tenth of its training the classifier learns from all images, the augmenter frozen. Any
 tensorflow-datasets name or a folder of pictures will do. Run it again in the same folder to resume.
 
   python -m experiments.learn --preset=quick    digits, a minute on a CPU
@@ -150,7 +150,7 @@ def _figures(
             "What is done to each image",
             "Test images on the left, draws of the augmenter beside them, and the transform of "
             "each in words. Wanted are draws that differ and can still be recognised; the share "
-            "learned.share of them is transformed, the others are left alone.",
+            "learned.share of them is transformed, the others are shifted by whole pixels.",
         ),
         "half_widths": (
             figures.half_widths(records),
@@ -166,14 +166,7 @@ def _figures(
             "the last epochs the augmenter is frozen and all training images are seen.",
         ),
     }
-    folder = workdir / "figures"
-    folder.mkdir(exist_ok=True)
-    pictures = []
-    for name, (figure, title, caption) in found.items():
-        path = folder / f"{name}.png"
-        figure.savefig(path)
-        pictures.append((path, title, caption))
-    return pictures
+    return cli.save_figures(workdir, found)
 
 
 def _print(workdir: Path, result: Mapping[str, Any]) -> None:

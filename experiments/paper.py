@@ -178,14 +178,7 @@ def _figures(
             "collapse to one transform for all images.",
         ),
     }
-    folder = workdir / "figures"
-    folder.mkdir(exist_ok=True)
-    pictures = []
-    for name, (figure, title, caption) in drawn.items():
-        path = folder / f"{name}.png"
-        figure.savefig(path)
-        pictures.append((path, title, caption))
-    return pictures
+    return cli.save_figures(workdir, drawn)
 
 
 def _print(settings: cli.Settings, result: dict[str, Any]) -> None:

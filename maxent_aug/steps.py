@@ -21,7 +21,7 @@ from maxent_aug import losses
 
 Metrics = dict[str, Array]
 
-PRICE = 50.0  # of entropy, in room, where augmented images are as uncertain as unseen ones
+PRICE = 200.0  # of entropy, in room, where augmented images are as uncertain as unseen ones
 
 
 class ModelState(TrainState):

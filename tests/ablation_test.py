@@ -2,16 +2,14 @@
 
 import dataclasses
 import json
-from functools import partial
 
 import jax
 import numpy as np
 import pytest
 import small_run
-from absl import flags
 
 from experiments import ablation, cli
-from maxent_aug import metrics, models, phases, programs, train
+from maxent_aug import metrics, models, phases, train
 from maxent_aug.config import ABLATION_PRESETS, Epochs, Factors
 
 CONFIG = dataclasses.replace(
@@ -33,13 +31,7 @@ def quick_compilation():
 @pytest.fixture
 def go(monkeypatch):
     """Runs it in a folder: the content of ablation.json."""
-    monkeypatch.setattr(models, "ResNetSmall", partial(models.ResNet, stage_sizes=(1,), width=4))
-    sets = small_run.digits(0, 48), small_run.digits(100, 125)
-    monkeypatch.setattr(cli, "load_data", lambda *_, **__: sets)
-    mesh = small_run.mesh()
-    monkeypatch.setattr(programs, "make_mesh", lambda: mesh)
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()
+    small_run.make_small(monkeypatch)
 
     def call(workdir, seeds=1):
         ablation.main(cli.Settings("ablation", "tiny", CONFIG, workdir, None, seeds))

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,7 @@ import small_run
 from absl import flags
 
 from experiments import active_learning, cli
-from maxent_aug import models, programs, run_folder, train
+from maxent_aug import models, run_folder, train
 from maxent_aug.config import ActiveLearning, Labels, RoundEpochs
 
 CONFIG = ActiveLearning(
@@ -35,15 +34,8 @@ def legs_once(config, train_set, sizes, strategy, make=active_learning._legs):
 @pytest.fixture
 def go(monkeypatch):
     """Runs it in a folder: the content of active_learning.json."""
-    tiny = partial(models.ResNet, stage_sizes=(1,), width=4)
-    monkeypatch.setattr(models, "ResNet18", tiny)
-    sets = small_run.digits(0, 48), small_run.digits(100, 125)
-    monkeypatch.setattr(cli, "load_data", lambda *_, **__: sets)
-    mesh = small_run.mesh()
+    small_run.make_small(monkeypatch)
     monkeypatch.setattr(active_learning, "_legs", legs_once)
-    monkeypatch.setattr(programs, "make_mesh", lambda: mesh)
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()
 
     def call(workdir, strategies=("random", "entropy", "learning_loss"), config=CONFIG):
         monkeypatch.setattr(flags.FLAGS["strategies"], "value", list(strategies))

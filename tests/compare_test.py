@@ -15,7 +15,7 @@ from absl import flags
 from scipy import stats
 
 from experiments import cli, compare
-from maxent_aug import metrics, models, phases, policies, programs, train
+from maxent_aug import metrics, phases, policies, train
 from maxent_aug.config import COMPARISON_PRESETS, ComparedEpochs, Comparison
 
 CONFIG = Comparison(
@@ -35,15 +35,8 @@ def legs_once(config, rows, *arguments, make=phases.comparison):
 @pytest.fixture
 def go(tmp_path, monkeypatch):
     """Runs the comparison in tmp_path: the content of compare.json."""
-    tiny = partial(models.ResNet, stage_sizes=(1,), width=4)
-    monkeypatch.setattr(models, "ResNet18", tiny)
+    small_run.make_small(monkeypatch)
     monkeypatch.setattr(phases, "comparison", legs_once)
-    sets = small_run.digits(0, 48), small_run.digits(100, 125)
-    monkeypatch.setattr(cli, "load_data", lambda *_, **__: sets)
-    mesh = small_run.mesh()
-    monkeypatch.setattr(programs, "make_mesh", lambda: mesh)
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()
 
     def call(names=ROWS, seeds=1, workdir=tmp_path):
         monkeypatch.setattr(flags.FLAGS["policies"], "value", list(names))

@@ -4,16 +4,14 @@ import dataclasses
 import json
 import os
 import signal
-from functools import partial
 
 import jax
 import numpy as np
 import pytest
 import small_run
-from absl import flags
 
 from experiments import cli, learn
-from maxent_aug import load_augmenter, metrics, models, phases, programs, train
+from maxent_aug import load_augmenter, metrics, phases, programs, train
 from maxent_aug.config import Bounds, Learning, LearningEpochs, MatchingAugmenter
 from maxent_aug.spatial import DEFAULT_BOUNDS, decompose_affine
 
@@ -29,13 +27,7 @@ CONFIG = Learning(
 @pytest.fixture
 def go(monkeypatch):
     """Runs it in a folder: the content of result.json."""
-    monkeypatch.setattr(models, "ResNet18", partial(models.ResNet, stage_sizes=(1,), width=4))
-    sets = small_run.digits(0, 48), small_run.digits(100, 125)
-    monkeypatch.setattr(cli, "load_data", lambda *_, **__: sets)
-    mesh = small_run.mesh()
-    monkeypatch.setattr(programs, "make_mesh", lambda: mesh)
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()
+    small_run.make_small(monkeypatch)
 
     def call(workdir, seeds=1, config=CONFIG):
         learn.main(cli.Settings("learn", "tiny", config, workdir, None, seeds))

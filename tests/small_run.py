@@ -12,6 +12,7 @@ from unittest import mock
 
 import jax
 import numpy as np
+from absl import flags
 from sklearn.datasets import load_digits
 
 from experiments import cli
@@ -45,6 +46,18 @@ def digits(first, last):
     pictures = load_digits()
     images = (pictures.images[first:last, ..., None] * 15).astype(np.uint8)
     return Dataset(images, pictures.target[first:last].astype(np.int32), tuple("0123456789"))
+
+
+def make_small(monkeypatch) -> None:
+    """Makes every experiment one of 48 digits and a classifier of few layers."""
+    tiny = partial(models.ResNet, stage_sizes=(1,), width=4)
+    for name in ("ResNet18", "ResNetSmall"):
+        monkeypatch.setattr(models, name, tiny)
+    sets, devices = (digits(0, 48), digits(100, 125)), mesh()
+    monkeypatch.setattr(cli, "load_data", lambda *_, **__: sets)
+    monkeypatch.setattr(programs, "make_mesh", lambda: devices)
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
 
 
 def short(*epochs: int) -> Config:
