@@ -183,7 +183,8 @@ def affine_grid(theta: ArrayLike, size: Sequence[int], *, align_corners: bool = 
       ValueError: if theta is not [..., 2, 3] or size is not two positive integers.
     """
     theta, size = _check_theta(theta), _check_size(size)
-    return jnp.stack(_affine_position(theta, size, (1.0, 1.0), align_corners), axis=-1)
+    position = _affine_position(theta, size, (1.0, 1.0), align_corners)
+    return jnp.stack([_total(axis) for axis in position], axis=-1)
 
 
 def grid_sample(
@@ -222,7 +223,7 @@ def grid_sample(
     _check_image(image, "grid", grid.shape, grid.shape[:-3])
     half = _half_extents(image.shape[-3:-1], align_corners)
     x, y = grid[..., 0] * half[1], grid[..., 1] * half[0]
-    return _sample(image, x, y, mode, padding_mode, align_corners, method)
+    return _sample(image, (x,), (y,), mode, padding_mode, align_corners, method)
 
 
 def warp_affine(
@@ -264,10 +265,18 @@ def _half_extents(size: Sequence[int], align_corners: bool) -> tuple[float, floa
     return height / 2, width / 2
 
 
+# A position on an axis: the sum of its parts, [..., H', 1] and [..., 1, W'] or one [..., H', W'].
+_Parts = tuple[jax.Array, ...]
+
+
+def _total(parts: _Parts) -> jax.Array:
+    return sum(parts[1:], start=parts[0])
+
+
 def _affine_position(
     theta: jax.Array, size: Sequence[int], half: tuple[float, float], align_corners: bool
-) -> tuple[jax.Array, jax.Array]:
-    """x and y, each [..., *size], in units of 1 / half from the input's centre.
+) -> tuple[_Parts, _Parts]:
+    """x and y, in units of 1 / half from the input's centre.
 
     Sums of products, not a matmul: accelerators round a matmul's inputs to bfloat16.
     """
@@ -275,24 +284,24 @@ def _affine_position(
     y, x = (jnp.arange(n, dtype=theta.dtype) - (n - 1) / 2 for n in size)
     unit_y, unit_x = (h or 1.0 for h in _half_extents(size, align_corners))
 
-    def axis(row: jax.Array, half: float) -> jax.Array:
+    def axis(row: jax.Array, half: float) -> _Parts:
         along_x = row[..., :1] * (half / unit_x) * x + row[..., 2:] * half
         along_y = row[..., 1:2] * (half / unit_y) * y
-        return along_x[..., None, :] + along_y[..., :, None]
+        return along_x[..., None, :], along_y[..., :, None]
 
     return axis(theta[..., 0, :], half[1]), axis(theta[..., 1, :], half[0])
 
 
 def _sample(
     image: jax.Array,
-    x: jax.Array,
-    y: jax.Array,
+    x: _Parts,
+    y: _Parts,
     mode: str,
     padding_mode: str,
     align_corners: bool,
     method: str,
 ) -> jax.Array:
-    """The image at x, y [..., H', W'], in pixels from the image's centre."""
+    """The image at x, y, in pixels from the image's centre."""
     for name, value, allowed in (
         ("mode", mode, _MODES),
         ("padding_mode", padding_mode, _PADDING_MODES),
@@ -301,8 +310,10 @@ def _sample(
         if value not in allowed:
             raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
     height, width = image.shape[-3:-1]
-    x = _padded_position(x + (width - 1) / 2, width, padding_mode, align_corners)
-    y = _padded_position(y + (height - 1) / 2, height, padding_mode, align_corners)
+    x, y = ((axis[0] + (n - 1) / 2, *axis[1:]) for axis, n in ((x, width), (y, height)))
+    if padding_mode != "zeros":  # which reads anywhere
+        x = (_padded_position(_total(x), width, padding_mode, align_corners),)
+        y = (_padded_position(_total(y), height, padding_mode, align_corners),)
     pixels = _at_least_float32(image)
     matmul, gather = partial(_sample_matmul, mode=mode), partial(_sample_gather, mode=mode)
     if method == "auto":  # decided when it is lowered: an exported program may be for several
@@ -312,19 +323,18 @@ def _sample(
     return out.astype(image.dtype if jnp.issubdtype(image.dtype, jnp.floating) else jnp.float32)
 
 
-def _sample_gather(image: jax.Array, x: jax.Array, y: jax.Array, mode: str) -> jax.Array:
-    """The image at x, y [..., H', W'], in pixels from its first pixel, tap by tap."""
+def _sample_gather(image: jax.Array, x: _Parts, y: _Parts, mode: str) -> jax.Array:
+    """The image at x, y, in pixels from its first pixel, tap by tap."""
     if mode == "nearest":
-        return _gather(image, x, y, mode)
-    return _bilinear(image, jax.lax.complex(x, y))
+        return _gather(image, _total(x), _total(y), mode)
+    # Complex already where it is small: so is then what its gradient has to be taken apart from.
+    return _bilinear(image, _total(tuple(map(jax.lax.complex, x, y))))
 
 
 def _padded_position(
     position: jax.Array, size: int, padding_mode: str, align_corners: bool
 ) -> jax.Array:
-    """Where to read instead on an axis of `size` pixels: for zeros anywhere, else on the image."""
-    if padding_mode == "zeros":
-        return position
+    """Where to read instead on an axis of `size` pixels, with border or reflection."""
     low, span = (0.0, size - 1.0) if align_corners else (-0.5, float(size))
     if padding_mode == "reflection" and span > 0:
         period = jnp.abs(position - low) % (2 * span)
@@ -454,7 +464,7 @@ def _gather_in_groups(image: jax.Array, position: jax.Array) -> jax.Array:
     return out.reshape(*lead, *size, channels)
 
 
-def _sample_matmul(image: jax.Array, x: jax.Array, y: jax.Array, mode: str) -> jax.Array:
+def _sample_matmul(image: jax.Array, x: _Parts, y: _Parts, mode: str) -> jax.Array:
     """out[p, c] = sum_h weight_y[p, h] sum_w weight_x[p, w] image[h, w, c].
 
     One output row at a time, recomputed in the backward pass: sum_w is [..., W', H, C] for a row.
@@ -478,7 +488,7 @@ def _sample_matmul(image: jax.Array, x: jax.Array, y: jax.Array, mode: str) -> j
         )
         return (weights(xy[1], height)[..., None] * columns).sum(-2)
 
-    rows = jax.lax.map(row, (jnp.moveaxis(x, -2, 0), jnp.moveaxis(y, -2, 0)))
+    rows = jax.lax.map(row, tuple(jnp.moveaxis(_total(axis), -2, 0) for axis in (x, y)))
     return jnp.moveaxis(rows, 0, -3)
 
 

@@ -412,7 +412,7 @@ def test_image_gradient_of_many_pixels_is_that_of_each_image(channels):
         return jax.grad(lambda images: (warp_affine(images, theta) ** 2).sum())(images)
 
     each = jax.jit(jax.vmap(gradient))(images, theta)
-    chex.assert_trees_all_close(jax.jit(gradient)(images, theta), each, atol=1e-4, rtol=1e-5)
+    chex.assert_trees_all_close(jax.jit(gradient)(images, theta), each, atol=5e-4, rtol=1e-5)
 
 
 @pytest.mark.parametrize("method", ["gather", "matmul"])
