@@ -224,7 +224,7 @@ class MatchingAugmenter:
     )
     strictness: float = _field(
         10.0,
-        "how steeply the price of uncertainty grows with what augmented images are more uncertain "
+        "how steeply the weight of certainty grows with what augmented images are more uncertain "
         "than unseen ones, in parts of these",
         low=0,
         high=50,

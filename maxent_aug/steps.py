@@ -21,7 +21,7 @@ from maxent_aug import losses
 
 Metrics = dict[str, Array]
 
-PRICE = 200.0  # of entropy, in room, where augmented images are as uncertain as unseen ones
+PRICE = 200.0  # of h, in room, where augmented images are as uncertain as unseen ones
 
 
 class ModelState(TrainState):
@@ -221,13 +221,13 @@ def matching_step(
     With h = H / log2 m, maximises the `Box`es' room, in essence the log of their volume, while
     h(augmented) stays about h(unseen): minimises
 
-      price h(augmented) - room,  price = PRICE exp(strictness (h(augmented) / h(unseen) - 1)),
+      s PRICE h(augmented) - (1 - s) room,  s = sigmoid(strictness (h(augmented) / h(unseen) - 1)),
 
-    without a gradient through the price. So wide boxes are kept for the coordinates, and the
-    images, in which they cost little certainty. The identity cannot be the result, since its volume
-    is 0, nor can the image be destroyed, since it would be too uncertain. Both h in the price are
-    means over the images of the last steps, the augmenter's `batch_stats`, so that a few images a
-    step are enough.
+    without a gradient through s. So wide boxes are kept for the coordinates, and the images, in
+    which they cost little certainty. The identity cannot be the result, since its volume is 0, nor
+    can the image be destroyed, since it would be too uncertain. Both h in s are means over the
+    images of the last steps, the augmenter's `batch_stats`, so that a few images a step are enough;
+    that both weights have limits keeps one step from outweighing all others in Adam's memory.
 
     Args:
       augmenter: of a `StochasticAugmenter`.
@@ -252,15 +252,16 @@ def matching_step(
         augmented, _, box = augmenter.apply_fn({"params": params}, images, key, method="transform")
         entropy = losses.entropy(classify(augmented)).mean() / most
         running = jax.lax.stop_gradient(remember("augmented", entropy))
-        # A classifier may be certain of all that it is shown: then the price has its limit.
-        excess = jnp.clip(running / jnp.maximum(entropy_unseen, 1e-6) - 1, -1, 1)
-        price = PRICE * jnp.exp(strictness * excess)
-        loss = price * entropy - box.room.mean()
+        # A classifier may be certain of all that it is shown.
+        excess = running / jnp.maximum(entropy_unseen, 1e-6) - 1
+        certainty_weight = jax.nn.sigmoid(strictness * excess)
+        room = box.room.mean()
+        loss = certainty_weight * PRICE * entropy - (1 - certainty_weight) * room
         return loss, {
             "augmenter_loss": loss,
             "entropy_augmented": running,
             "entropy_unseen": entropy_unseen,
-            "price": price,
+            "certainty_weight": certainty_weight,
             "half_width": box.half_width.mean(),
             "centre": jnp.abs(box.centre).mean(),
         }

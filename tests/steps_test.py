@@ -132,7 +132,7 @@ def by_light(images):
 def test_matching_finds_the_same_widths_from_wherever_it_starts():
     """Those at which augmented images are as uncertain as unseen ones."""
     unseen, found = BRIGHT * 0.9, []
-    step = jax.jit(partial(steps.matching_step, classify=by_light, strictness=20.0))
+    step = jax.jit(partial(steps.matching_step, classify=by_light, strictness=50.0))
     for start_width in (0.1, 0.5, 0.9):
         module = models.StochasticAugmenter(start_width=start_width, share=1.0)
         augmenter = steps.create_model_state(module, KEY, IMAGE_SHAPE, optax.adam(2e-2), KEY)
@@ -149,13 +149,16 @@ def test_matching_finds_the_same_widths_from_wherever_it_starts():
 
 
 @pytest.mark.parametrize("light", [0.0, 0.9, 1.0, 100.0])
-def test_uncertainty_costs_more_the_more_there_is_of_it(stochastic, light):
-    """And no more than e^10 times, where the classifier is certain of whatever is unseen."""
-    _, metrics = steps.matching_step(stochastic, BRIGHT, BRIGHT * light, by_light, KEY)
-    chex.assert_tree_all_finite(metrics)
+def test_certainty_weighs_the_more_the_more_uncertain_images_are(stochastic, light):
+    """And no step outweighs all others, where the classifier is certain of whatever is unseen."""
+    after, metrics = steps.matching_step(stochastic, BRIGHT, BRIGHT * light, by_light, KEY)
+    chex.assert_tree_all_finite((after.params, metrics))
     excess = float(metrics["entropy_augmented"]) / max(1e-6, float(metrics["entropy_unseen"])) - 1
-    expected = 10 if light == 100 else 10 * excess
-    assert float(jnp.log(metrics["price"] / steps.PRICE)) == pytest.approx(expected, rel=1e-3)
+    weight = float(metrics["certainty_weight"])
+    assert weight == pytest.approx(1 / (1 + np.exp(-10 * excess)), abs=1e-3)
+    assert (weight > 0.5) == (excess > 0) and (weight == 1) == (light == 100)
+    second_moment = after.opt_state[0].nu["localization"]["Dense_1"]["bias"]
+    assert np.all(np.sqrt(second_moment / 1e-3) < 20.0)
 
 
 def test_running_entropies_begin_with_the_first_step(stochastic, batch):
