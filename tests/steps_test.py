@@ -143,7 +143,7 @@ def test_matching_finds_the_same_widths_from_wherever_it_starts():
         found.append(np.mean(path[-100:], axis=0))
     entropies, half_widths = np.transpose(found)
     target = float(losses.entropy(by_light(unseen)).mean())
-    np.testing.assert_allclose(entropies, np.full(3, target), rtol=0.05)
+    np.testing.assert_allclose(entropies, np.full(3, target), rtol=0.08)
     assert np.ptp(half_widths) < 0.03
     assert np.all((half_widths > 0.3) & (half_widths < 0.8))
 
