@@ -327,7 +327,9 @@ def _sample_gather(image: jax.Array, x: _Parts, y: _Parts, mode: str) -> jax.Arr
     """The image at x, y, in pixels from its first pixel, tap by tap."""
     if mode == "nearest":
         return _gather(image, _total(x), _total(y), mode)
-    # Complex already where it is small: so is then what its gradient has to be taken apart from.
+    if image.shape[-1] == 1:  # else XLA reads the taps anew for each of the position's parts
+        x, y = (_total(x),), (_total(y),)
+    # Complex before the parts are added up, so that their gradients are taken apart when small.
     return _bilinear(image, _total(tuple(map(jax.lax.complex, x, y))))
 
 
