@@ -12,6 +12,7 @@ from experiments import ablation, cli
 from maxent_aug import metrics, models, phases, train
 from maxent_aug.config import ABLATION_PRESETS, Epochs, Factors
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 CONFIG = dataclasses.replace(
     ABLATION_PRESETS["quick"],
     factors=Factors(loss_forms=("target",), thetas=("bounded",)),
@@ -19,13 +20,6 @@ CONFIG = dataclasses.replace(
     batch_size=16,
     eval_batch_size=16,
 )
-
-
-@pytest.fixture(autouse=True)
-def quick_compilation():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture

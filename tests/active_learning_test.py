@@ -15,6 +15,7 @@ from experiments import active_learning, cli
 from maxent_aug import models, run_folder, train
 from maxent_aug.config import ActiveLearning, Labels, RoundEpochs
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 CONFIG = ActiveLearning(
     labels=Labels(first=16, query=8, rounds=2, candidates=20),
     epochs=RoundEpochs(first=2, later=1),

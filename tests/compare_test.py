@@ -18,6 +18,7 @@ from experiments import cli, compare
 from maxent_aug import metrics, phases, policies, train
 from maxent_aug.config import COMPARISON_PRESETS, ComparedEpochs, Comparison
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 CONFIG = Comparison(
     epochs=ComparedEpochs(train=2, augment=1), batch_size=16, eval_batch_size=16, evaluate_every=2
 )

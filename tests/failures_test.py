@@ -31,15 +31,9 @@ from maxent_aug import (
     train,
 )
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 EXAMPLES = 40
 SHORT = small_run.short(1, 1, 1)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def planted(**arrays):

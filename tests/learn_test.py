@@ -15,6 +15,7 @@ from maxent_aug import load_augmenter, metrics, phases, programs, train
 from maxent_aug.config import Bounds, Learning, LearningEpochs, MatchingAugmenter
 from maxent_aug.spatial import DEFAULT_BOUNDS, decompose_affine
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 CONFIG = Learning(
     policy="flip_crop+cutout",
     epochs=LearningEpochs(2),

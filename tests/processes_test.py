@@ -51,13 +51,6 @@ def ends(started):
 
 
 @pytest.fixture
-def quick_compilation():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
-@pytest.fixture
 def hosts(tmp_path):
     folders = [tmp_path / "a", tmp_path / "b"]
     for folder in folders:
