@@ -203,7 +203,7 @@ def test_a_number_is_refused_at_once_or_the_first_steps_are_finite(experiment, m
 
     check()
     print(dict(counts))
-    assert min(counts["refused"], counts["finite"]) > EXAMPLES / 10
+    assert min(counts["refused"], counts["finite"]) > EXAMPLES / 20
 
 
 @pytest.mark.campaign
