@@ -28,6 +28,7 @@ from maxent_aug import (
     report,
     run_folder,
     save_augmenter,
+    steps,
     train,
 )
 from maxent_aug.config import LEARNING_PRESETS
@@ -59,7 +60,7 @@ def main(settings: cli.Settings) -> None:
             for leg in legs:
                 state = train.train_phase(run, leg, seed, state)
             if state is not None and state.augmenter is not None:
-                on_first(partial(_save, settings, seed, state.augmenter.params, on_device))
+                on_first(partial(_save, settings, seed, state.augmenter, on_device))
         result = on_first(partial(_write, settings, legs[-1], test_set.images[:PICTURES]))
     _print(settings.workdir, result)
 
@@ -79,12 +80,15 @@ def _file(workdir: Path, seed: int) -> Path:
     return workdir / ("augmenter.npz" if seed == 0 else f"augmenter-seed{seed}.npz")
 
 
-def _save(settings: cli.Settings, seed: int, params: Any, on_device: programs.Data) -> None:
-    mean, sd = jax.device_get((on_device.mean, on_device.sd))
+def _save(
+    settings: cli.Settings, seed: int, augmenter: steps.ModelState, on_device: programs.Data
+) -> None:
+    mean, sd, running = jax.device_get((on_device.mean, on_device.sd, augmenter.batch_stats))
+    module = phases.make_augmenter(settings.config.learned, settings.config.bounds)
     save_augmenter(
         _file(settings.workdir, seed),
-        phases.make_augmenter(settings.config.learned, settings.config.bounds),
-        params,
+        module.clone(uncertainty=float(running["unseen"])),
+        augmenter.params,
         mean=mean,
         sd=sd,
         image_shape=on_device.test_images.shape[1:],

@@ -19,7 +19,7 @@ from maxent_aug.run_folder import write_atomically, write_json
 from maxent_aug.spatial import AffineBounds
 from maxent_aug.steps import denormalize, normalize
 
-FORMAT = 1
+FORMAT = 2
 PLATFORMS = ("cpu", "cuda", "tpu")  # of an exported program
 # What else odd files raise: encrypted, nested without end, arrays beyond all memory, widths of 0.
 _ODD = (RuntimeError, MemoryError, ArithmeticError)
@@ -30,6 +30,7 @@ FIELDS = (
     "least_width",
     "share",
     "others_shift",
+    "uncertainty",
     "width",
     "hidden",
 )
@@ -60,7 +61,7 @@ def save_augmenter(
     write_atomically(Path(path), content.getvalue())
 
 
-def load_augmenter(path: str | Path) -> Callable[[Array, ArrayLike], tuple[Array, Array]]:
+def load_augmenter(path: str | Path) -> Callable[..., tuple[Array, Array]]:
     """Reads a trained augmenter, frozen.
 
     Args:
@@ -68,9 +69,11 @@ def load_augmenter(path: str | Path) -> Callable[[Array, ArrayLike], tuple[Array
         `experiments.learn`.
 
     Returns:
-      A jitted function (key, images) -> (images, theta): key is a typed random key; images are
-      [B, H, W, C], uint8 or float32 in 0..255, and keep their dtype; theta is [B, 2, 3]. It raises
-      ValueError for images of another shape than it was trained on.
+      A jitted function (key, images, uncertainty=None) -> (images, theta): key is a typed random
+      key; images are [B, H, W, C], uint8 or float32 in 0..255, and keep their dtype; uncertainty is
+      [B], H / log2 m of your own classifier on these images, by default that which images never
+      seen had at the end of the training; theta is [B, 2, 3]. It raises ValueError for images of
+      another shape than it was trained on, and for uncertainties of another shape than [B].
 
     Raises:
       ValueError: if the file is not an augmenter's.
@@ -79,14 +82,23 @@ def load_augmenter(path: str | Path) -> Callable[[Array, ArrayLike], tuple[Array
     loaded = _read(Path(path))
 
     @jax.jit
-    def augment(key: Array, images: ArrayLike) -> tuple[Array, Array]:
+    def augment(
+        key: Array, images: ArrayLike, uncertainty: ArrayLike | None = None
+    ) -> tuple[Array, Array]:
         images = jnp.asarray(images)
         if images.shape[1:] != loaded.image_shape or images.dtype not in (jnp.uint8, jnp.float32):
             raise ValueError(
                 f"images must be uint8 or float32 [B, {', '.join(map(str, loaded.image_shape))}], "
                 f"got {images.dtype} {images.shape}"
             )
-        return loaded.apply(key, images)
+        if uncertainty is not None:
+            uncertainty = jnp.asarray(uncertainty, jnp.float32)
+            if uncertainty.shape != images.shape[:1]:
+                raise ValueError(
+                    f"uncertainty must be [{images.shape[0]}], one number an image, "
+                    f"got {uncertainty.shape}"
+                )
+        return loaded.apply(key, images, uncertainty)
 
     return augment
 
@@ -148,6 +160,7 @@ def export_augmenter(path: str | Path, to: str | Path) -> dict[str, Any]:
         },
         "padding_mode": module.padding_mode,
         "share_transformed": module.share,
+        "uncertainty": {"of": "a classifier, H / log2 m, assumed", "value": module.uncertainty},
         "others_shift": {
             "unit": "share of the width and of the height, by whole pixels, at most",
             "value": module.others_shift,
@@ -170,10 +183,12 @@ class _Loaded(NamedTuple):
     sd: Array
     image_shape: tuple[int, ...]
 
-    def apply(self, key: Array, images: Array) -> tuple[Array, Array]:
+    def apply(
+        self, key: Array, images: Array, uncertainty: Array | None = None
+    ) -> tuple[Array, Array]:
         """Images of 0..255, uint8 or float32 [B, H, W, C], augmented, and theta [B, 2, 3]."""
         inputs = normalize(images, self.mean, self.sd)
-        result: Any = self.module.apply({"params": self.params}, inputs, key)
+        result: Any = self.module.apply({"params": self.params}, inputs, key, uncertainty)
         augmented, theta = result
         if images.dtype == jnp.uint8:
             return denormalize(augmented, self.mean, self.sd), theta

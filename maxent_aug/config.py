@@ -195,7 +195,7 @@ class ScheduledClassifier:
 
 @dataclass(frozen=True)
 class MatchingAugmenter:
-    learning_rate: float = _field(1e-3, "Adam's", above=0, high=LARGE)
+    learning_rate: float = _field(3e-3, "Adam's", above=0, high=LARGE)
     unseen: float = _field(
         0.05,
         "share of the training images that the classifier does not train on while the augmenter "
@@ -210,7 +210,7 @@ class MatchingAugmenter:
         above=0,
         high=1,
     )
-    every: int = _field(5, "the augmenter learns from one in so many images of a batch", low=1)
+    every: int = _field(8, "the augmenter learns from one in so many images of a batch", low=1)
     share: float = _field(0.5, "of the images that are transformed", above=0, high=1)
     others_shift: float = _field(
         0.125,
@@ -375,7 +375,7 @@ LEARNING_PRESETS = {
         policy="identity",
         epochs=LearningEpochs(15),
         classifier=ScheduledClassifier("ResNetSmall"),
-        learned=MatchingAugmenter(learning_rate=1e-3, padding_mode="border"),
+        learned=MatchingAugmenter(padding_mode="border"),
         batch_size=64,
         checkpoint_every=5,
     ),

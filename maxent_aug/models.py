@@ -139,8 +139,9 @@ def _identity(key: Array, shape: Sequence[int], dtype: Any) -> Array:
 class Localization(nn.Module):
     """The localisation network of a spatial transformer: images [B, H, W, C] -> [B, outputs].
 
-    Starts at bias_init, by default the identity transform, for every image: the last layer has zero
-    weights, and a gradient that is not zero. Source: Jaderberg et al. 2015, section 3.1.
+    What else is known of each image, [B, F], may be given, too. Starts at bias_init, by default the
+    identity transform, for every image: the last layer has zero weights, and a gradient that is not
+    zero. Source: Jaderberg et al. 2015, section 3.1.
     """
 
     width: int = 16
@@ -149,8 +150,10 @@ class Localization(nn.Module):
     bias_init: Callable[..., Array] = _identity
 
     @nn.compact
-    def __call__(self, images: Array) -> Array:
+    def __call__(self, images: Array, known: Array | None = None) -> Array:
         x = _downsample(images.astype(jnp.float32), self.width, nn.relu)
+        if known is not None:
+            x = jnp.concatenate([x, known], axis=-1)
         x = nn.relu(nn.Dense(self.hidden, kernel_init=he_normal)(x))
         zeros = nn.initializers.zeros
         return nn.Dense(self.outputs, kernel_init=zeros, bias_init=self.bias_init)(x)
@@ -217,6 +220,9 @@ class Box(NamedTuple):
 class StochasticAugmenter(nn.Module):
     """Learns for each image a box of affine transforms, and applies one drawn from it.
 
+    The box depends on the image and on its uncertainty, h = H / log2 m in [0, 1], to a classifier:
+    what an image can bear is seen in how certain the classifier is of it.
+
     The six coordinates of the transform are bounds * (centre + half_width * r), r uniform in
     [-1, 1]; |centre| + half_width <= 1, so that no bound is ever passed, and half_width is at least
     `least_width`, so that the transform cannot become a constant. The draw is differentiable in
@@ -230,6 +236,7 @@ class StochasticAugmenter(nn.Module):
       share: of the images that are transformed.
       others_shift: by which the other images are shifted at most, to either side and up or down, as
         a share of width and height; by whole pixels, and so without blur.
+      uncertainty: assumed of images whose uncertainty is not given.
       width, hidden: size of the localisation network.
     """
 
@@ -239,6 +246,7 @@ class StochasticAugmenter(nn.Module):
     least_width: float = 0.02
     share: float = 0.5
     others_shift: float = 0.0
+    uncertainty: float = 0.2
     width: int = 16
     hidden: int = 64
 
@@ -253,9 +261,13 @@ class StochasticAugmenter(nn.Module):
 
         self.localization = Localization(self.width, self.hidden, outputs=12, bias_init=bias)
 
-    def box(self, images: Array) -> Box:
-        """Maps images [B, H, W, C] to the box of each."""
-        raw_centre, raw_width = jnp.split(self.localization(images), 2, axis=-1)
+    def box(self, images: Array, uncertainty: Array | None = None) -> Box:
+        """Maps images [B, H, W, C] and their uncertainties [B] to the box of each."""
+        if uncertainty is None:
+            uncertainty = jnp.full(images.shape[:1], self.uncertainty)
+        # Both ends of its range matter: most images are either learned by heart or not.
+        known = jnp.stack([3 * uncertainty, 3 + 0.6 * jnp.log(uncertainty + 1e-4)], axis=-1)
+        raw_centre, raw_width = jnp.split(self.localization(images, known), 2, axis=-1)
         share = nn.sigmoid(raw_width)
         half_width = self.least_width + (1 - self.least_width) * share
         # log s + log(1 - s) / 10 of the widths, s from 0 to 1, the most at s = 10 / 11; and
@@ -269,18 +281,32 @@ class StochasticAugmenter(nn.Module):
         place = jax.random.uniform(key, box.centre.shape, minval=-1.0)
         return bounded_affine(box.centre + box.half_width * place, self.bounds)
 
-    def __call__(self, images: Array, key: Array) -> tuple[Array, Array]:
-        """Maps images [B, H, W, C] to (augmented [B, H, W, C], theta [B, 2, 3])."""
+    def __call__(
+        self,
+        images: Array,
+        key: Array,
+        uncertainty: Array | None = None,
+        chosen: Array | None = None,
+    ) -> tuple[Array, Array]:
+        """Maps images [B, H, W, C] to (augmented [B, H, W, C], theta [B, 2, 3]).
+
+        Which are transformed is drawn, or chosen [B]; uncertainty [B] matters for these alone.
+        """
         draw_key, chosen_key, shift_key = jax.random.split(key, 3)
-        chosen = jax.random.bernoulli(chosen_key, self.share, (images.shape[0], 1, 1))
+        if chosen is None:
+            chosen = jax.random.bernoulli(chosen_key, self.share, images.shape[:1])
         theta = jnp.where(
-            chosen, self.draw(self.box(images), draw_key), self._shift(images, shift_key)
+            chosen[:, None, None],
+            self.draw(self.box(images, uncertainty), draw_key),
+            self._shift(images, shift_key),
         )
         return warp_affine(images, theta, padding_mode=self.padding_mode), theta
 
-    def transform(self, images: Array, key: Array) -> tuple[Array, Array, Box]:
+    def transform(
+        self, images: Array, key: Array, uncertainty: Array | None = None
+    ) -> tuple[Array, Array, Box]:
         """(augmented, theta, box), every image transformed, whatever `share` is."""
-        box = self.box(images)
+        box = self.box(images, uncertainty)
         return *self.apply_box(images, box, key), box
 
     def apply_box(self, images: Array, box: Box, key: Array) -> tuple[Array, Array]:

@@ -222,15 +222,14 @@ def _learned(
         created = created.replace(batch_stats=running)
         return begin_classifier(start, key).replace(augmenter=created)
 
-    step = partial(steps.joint_step, strictness=learned.strictness)
+    step = partial(steps.joint_step, share=learned.share, strictness=learned.strictness)
+    classifier_step = partial(steps.classifier_step, share=learned.share)
     unseen = programs.Unseen(learned.unseen, max(1, config.batch_size // learned.every))
     epochs = config.epochs.train
     together = min(epochs - 1, max(1, round(learned.together * epochs)))
     make = partial(Phase, branch, eval_step=steps.joint_eval_step, policy=policy)
     joint = make("joint", together, begin, step, unseen=unseen)
-    rest = make(
-        "finetune", epochs - together, _drop_discriminator, steps.classifier_step, follows=joint
-    )
+    rest = make("finetune", epochs - together, _drop_discriminator, classifier_step, follows=joint)
     return joint, rest
 
 

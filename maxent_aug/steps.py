@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import linen as nn
 from flax import struct
@@ -81,7 +82,7 @@ def denormalize(images: Array, mean: Array, sd: Array) -> Array:
 
 
 def classifier_step(
-    state: State, images: Array, labels: Array, key: Array
+    state: State, images: Array, labels: Array, key: Array, *, share: float | None = None
 ) -> tuple[State, Metrics]:
     """Phases 1 and 3: one update of the classifier, on the augmenter's images if there is one.
 
@@ -90,11 +91,40 @@ def classifier_step(
       images: [B, H, W, C] normalised.
       labels: [B] integers, or [B, m] probabilities.
       key: a typed random key, for the augmenter's draws.
+      share: of the images that a `StochasticAugmenter` transforms; None for other augmenters.
     """
-    if state.augmenter is not None:
+    if share is not None:
+        images, _, _ = _augmented_share(state, images, key, share)
+    elif state.augmenter is not None:
         images, _ = state.augmenter(images, key)
     classifier, metrics = _classifier_update(state.classifier, images, labels)
     return state.replace(classifier=classifier), metrics
+
+
+def _augmented_share(
+    state: State, images: Array, key: Array, share: float
+) -> tuple[Array, np.ndarray, Array]:
+    """(augmented, which were transformed [N], their uncertainties [N]).
+
+    Not which images are transformed is random, since their order is, but how: so the classifier
+    need not see, as they are, the images whose uncertainty does not matter.
+    """
+    count = len(images)
+    number = max(1, round(share * count))
+    chosen = np.arange(number) * count // number
+    uncertainty = _uncertainty(state.classifier(images[chosen]))
+    augmented, _ = _augmenter(state)(
+        images,
+        key,
+        jnp.zeros(count).at[chosen].set(uncertainty),
+        jnp.zeros(count, bool).at[chosen].set(True),
+    )
+    return augmented, chosen, uncertainty
+
+
+def _uncertainty(logits: Array) -> Array:
+    """h = H / log2 m, in [0, 1]."""
+    return losses.entropy(logits) / jnp.log2(logits.shape[-1])
 
 
 def _classifier_update(
@@ -213,6 +243,7 @@ def matching_step(
     classify: Callable[[Array], Array],
     key: Array,
     *,
+    uncertainty: Array | None = None,
     strictness: float = 10.0,
     memory: float = 0.95,
 ) -> tuple[ModelState, Metrics]:
@@ -235,22 +266,25 @@ def matching_step(
       unseen: [U, H, W, C] normalised, of images that the classifier never trains on.
       classify: a frozen classifier, images -> logits [B, m]; any differentiable function.
       key: a typed random key.
+      uncertainty: [B] h of the images as they are, if it is known.
       strictness: at least 0; the larger, the closer the two entropies.
       memory: share of the running means that is kept in a step, in [0, 1).
     """
-    unseen_logits = classify(unseen)
-    most = jnp.log2(unseen_logits.shape[-1])
+    if uncertainty is None:
+        uncertainty = _uncertainty(classify(images))
     first = augmenter.step == 0
 
     def remember(name: str, value: Array) -> Array:
         kept = augmenter.batch_stats[name] if augmenter.batch_stats else value
         return jnp.where(first, value, memory * kept + (1 - memory) * value)
 
-    entropy_unseen = remember("unseen", losses.entropy(unseen_logits).mean() / most)
+    entropy_unseen = remember("unseen", _uncertainty(classify(unseen)).mean())
 
     def loss_fn(params: Any) -> tuple[Array, Metrics]:
-        augmented, _, box = augmenter.apply_fn({"params": params}, images, key, method="transform")
-        entropy = losses.entropy(classify(augmented)).mean() / most
+        augmented, _, box = augmenter.apply_fn(
+            {"params": params}, images, key, uncertainty, method="transform"
+        )
+        entropy = _uncertainty(classify(augmented)).mean()
         running = jax.lax.stop_gradient(remember("augmented", entropy))
         # A classifier may be certain of all that it is shown.
         excess = running / jnp.maximum(entropy_unseen, 1e-6) - 1
@@ -272,30 +306,39 @@ def matching_step(
 
 
 def joint_step(
-    state: State, images: Array, labels: Array, key: Array, unseen: Array, **options: Any
+    state: State,
+    images: Array,
+    labels: Array,
+    key: Array,
+    unseen: Array,
+    *,
+    share: float = 0.5,
+    **options: Any,
 ) -> tuple[State, Metrics]:
     """The joint phase: an update of the classifier on the augmenter's images, one of the augmenter.
 
-    The augmenter learns from every n-th image of the batch, as many as are unseen.
+    The augmenter learns from about as many of the images that it transforms as are unseen.
 
     Args:
       state: without a discriminator.
-      images: [B, H, W, C] normalised.
+      images: [B, H, W, C] normalised, in random order.
       labels: [B] integers, or [B, m] probabilities.
       key: a typed random key.
-      unseen: [U, H, W, C] normalised, U <= B.
+      unseen: [U, H, W, C] normalised.
+      share: of the images that are transformed, in (0, 1].
       options: of `matching_step`.
     """
     key, matching_key = jax.random.split(key)
-    augmented, _ = _augmenter(state)(images, key)
+    augmented, chosen, uncertainty = _augmented_share(state, images, key, share)
     classifier, metrics = _classifier_update(state.classifier, augmented, labels)
-    every = len(images) // len(unseen)
+    learned_from = slice(0, None, max(1, len(chosen) // len(unseen)))
     augmenter, matching_metrics = matching_step(
         _augmenter(state),
-        images[::every],
+        images[chosen[learned_from]],
         unseen,
         state.classifier,
         matching_key,
+        uncertainty=uncertainty[learned_from],
         **options,
     )
     return state.replace(classifier=classifier, augmenter=augmenter), metrics | matching_metrics
@@ -337,13 +380,17 @@ def joint_eval_step(state: State, images: Array, labels: Array) -> Metrics:
 
     Returns:
       `eval_step`'s values [B], logits [B, m] before and after the augmentation, theta [B, 2, 3],
-      centre and half_width [B, 6], and augmented_accuracy [B]; and, with the batch's mean box for
-      all images in place of each one's own, same_box_accuracy and same_box_entropy [B].
+      centre and half_width [B, 6], and augmented_accuracy [B]; and, with one box for all images of
+      the batch in place of each one's own, as large as these on average (in the log of its volume),
+      same_box_accuracy and same_box_entropy [B].
     """
-    augmenter, key = _augmenter(state), jax.random.key(0)
-    augmented, theta, box = augmenter(images, key, method="transform")
-    logits, logits_after = state.classifier(images), state.classifier(augmented)
-    same_box = jax.tree.map(lambda x: jnp.broadcast_to(x.mean(0), x.shape), box)
+    augmenter, key, logits = _augmenter(state), jax.random.key(0), state.classifier(images)
+    augmented, theta, box = augmenter(images, key, _uncertainty(logits), method="transform")
+    logits_after = state.classifier(augmented)
+    same_box = box._replace(
+        centre=jnp.broadcast_to(box.centre.mean(0), box.centre.shape),
+        half_width=jnp.broadcast_to(jnp.exp(jnp.log(box.half_width).mean(0)), box.half_width.shape),
+    )
     same, _ = augmenter(images, same_box, key, method="apply_box")
     logits_same = state.classifier(same)
     return {

@@ -21,7 +21,9 @@ KEY = jax.random.key(7)
 
 @pytest.fixture(scope="module")
 def trained():
-    module = StochasticAugmenter(bounds=AffineBounds(shear=0.5), share=0.7, hidden=8)
+    module = StochasticAugmenter(
+        bounds=AffineBounds(shear=0.5), share=0.7, hidden=8, uncertainty=0.3
+    )
     params = jax.jit(module.init)(jax.random.key(0), np.zeros((1, *SHAPE)), KEY)["params"]
     noise = jax.random.split(KEY, len(jax.tree.leaves(params)))
     noise = jax.tree.unflatten(jax.tree.structure(params), noise)
@@ -47,6 +49,21 @@ def test_a_loaded_augmenter_does_what_the_saved_one_did(trained, path, dtype):
     levels = np.asarray(denormalize(expected, MEAN, SD), np.float32)
     assert np.abs(np.clip(augmented, 0, 255) - levels).max() <= (1 if dtype == np.uint8 else 0.51)
     assert np.any(np.abs(theta - np.eye(2, 3)) > 0.01)
+
+
+def test_a_loaded_augmenter_takes_uncertainties(trained, path):
+    module, params = trained
+    images = np.random.default_rng(0).integers(0, 256, (6, *SHAPE)).astype(np.float32)
+    augment, uncertainty = load_augmenter(path), np.linspace(0, 1, 6)
+    inputs = normalize(images, MEAN, SD), KEY, np.float32(uncertainty)
+    _, theta = augment(KEY, images, uncertainty)
+    np.testing.assert_allclose(theta, module.apply({"params": params}, *inputs)[1], atol=1e-6)
+    assert np.any(np.abs(theta - augment(KEY, images)[1]) > 1e-5)
+    np.testing.assert_array_equal(
+        augment(KEY, images)[1], augment(KEY, images, np.full(6, module.uncertainty))[1]
+    )
+    with pytest.raises(ValueError, match=r"uncertainty must be \[6\], one number an image"):
+        augment(KEY, images, uncertainty[:5])
 
 
 # As in the README, with what a test gives and checks.

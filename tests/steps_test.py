@@ -90,19 +90,27 @@ def stochastic():
     return steps.create_model_state(module, key, IMAGE_SHAPE, optax.adam(1e-2), key)
 
 
-def test_the_joint_phase_changes_classifier_and_augmenter(state, stochastic, batch):
+@pytest.mark.parametrize("share", [0.25, 1.0])
+def test_the_joint_phase_changes_classifier_and_augmenter(state, stochastic, batch, share):
     before = steps.State(state.classifier, stochastic)
     images, labels = batch
     unseen = images[:8] + 0.1
-    after, metrics = jax.jit(steps.joint_step)(before, images, labels, KEY, unseen)
+    step = jax.jit(partial(steps.joint_step, share=share))
+    after, metrics = step(before, images, labels, KEY, unseen)
     assert changed(after.classifier.params, before.classifier.params)
     assert changed(after.augmenter.params, before.augmenter.params)
     chex.assert_tree_all_finite((after.classifier.params, after.augmenter.params, metrics))
-    # The classifier is that of a plain step on the augmenter's images.
-    augmented, _ = stochastic(images, jax.random.split(KEY)[0])
+    # The classifier is that of a step with the augmenter frozen, and of a plain step on its images.
+    key, count = jax.random.split(KEY)[0], len(images)
+    frozen, _ = jax.jit(partial(steps.classifier_step, share=share))(before, images, labels, key)
+    chosen = np.arange(count) % round(1 / share) == 0
+    uncertainty = steps._uncertainty(state.classifier(images))
+    augmented, theta = stochastic(images, key, uncertainty, chosen)
+    np.testing.assert_array_equal(np.any(np.abs(theta - np.eye(2, 3)) > 1e-4, axis=(1, 2)), chosen)
     plain, _ = classifier_step(steps.State(state.classifier), augmented, labels)
-    difference = jax.tree.map(jnp.subtract, plain.classifier.params, after.classifier.params)
-    assert optax.tree.norm(difference) < 1e-3 * optax.tree.norm(plain.classifier.params)
+    for found in (after, frozen):
+        difference = jax.tree.map(jnp.subtract, plain.classifier.params, found.classifier.params)
+        assert optax.tree.norm(difference) < 1e-3 * optax.tree.norm(plain.classifier.params)
 
 
 def test_one_box_for_all_is_each_images_own_only_while_these_are_alike(state, stochastic, batch):
@@ -146,6 +154,22 @@ def test_matching_finds_the_same_widths_from_wherever_it_starts():
     np.testing.assert_allclose(entropies, np.full(3, target), rtol=0.08)
     assert np.ptp(half_widths) < 0.03
     assert np.all((half_widths > 0.3) & (half_widths < 0.8))
+
+
+def test_images_that_can_bear_more_get_wider_boxes():
+    """And one box for all, of the same volume, leaves them less certain."""
+    images = BRIGHT * jnp.where(jnp.arange(24) % 2, 0.6, 1.8)[:, None, None, None]
+    module = models.StochasticAugmenter(share=1.0)
+    augmenter = steps.create_model_state(module, KEY, IMAGE_SHAPE, optax.adam(2e-2), KEY)
+    step = jax.jit(partial(steps.matching_step, classify=by_light))
+    for index in range(300):
+        augmenter, _ = step(augmenter, images, images * 0.9, key=jax.random.fold_in(KEY, index))
+    uncertainty = losses.entropy(by_light(images))
+    half_width = augmenter(images, uncertainty, method="box").half_width.mean(-1)
+    assert half_width[1::2].max() + 0.1 < half_width[::2].min()
+    # What is known beside the pixels matters by itself.
+    swapped = augmenter(images, uncertainty[::-1], method="box").half_width.mean(-1)
+    assert np.abs(swapped - half_width).max() > 0.05
 
 
 @pytest.mark.parametrize("light", [0.0, 0.9, 1.0, 100.0])
