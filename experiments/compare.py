@@ -22,7 +22,7 @@ from scipy import stats
 
 from experiments import cli
 from experiments.named_policies import NAMES, named_policy
-from maxent_aug import metrics, phases, programs, run_folder, steps, train
+from maxent_aug import losses, metrics, phases, programs, run_folder, steps, train
 from maxent_aug.config import COMPARISON_PRESETS
 from maxent_aug.processes import on_first
 from maxent_aug.progress import Progress, duration
@@ -110,7 +110,8 @@ def _train(run: train.Run, name: str, legs: Sequence[phases.Phase], seed: int) -
     for leg in legs:
         state = train.train_phase(run, leg, seed, state)
     if seed == 0:
-        versions = jax.jit(partial(_versions, legs[-1].policy))(state, run.data)
+        learned = "learned" in name.split("+")
+        versions = jax.jit(partial(_versions, legs[-1].policy, learned))(state, run.data)
         on_first(partial(_draw_versions, picture, name, *jax.device_get(versions)))
 
 
@@ -123,7 +124,7 @@ def _draw_versions(path: Path, name: str, images: np.ndarray, versions: np.ndarr
 
 
 def _versions(
-    policy: programs.Policy, state: steps.State, on_device: programs.Data
+    policy: programs.Policy, learned: bool, state: steps.State, on_device: programs.Data
 ) -> tuple[Array, Array]:
     """The first images of the test set [N, H, W, C] and as they are trained on [N, 8, H, W, C]."""
     images, labels = on_device.test_images[:PICTURES], on_device.test_labels[:PICTURES]
@@ -135,7 +136,8 @@ def _versions(
         )
         changed = steps.normalize(changed, mean, sd)
         if state.augmenter is not None:
-            changed, _ = state.augmenter(changed, key)
+            known = [losses.uncertainty(state.classifier(changed))] if learned else []
+            changed, _ = state.augmenter(changed, key, *known)
         return steps.denormalize(changed, mean, sd)
 
     keys = jax.random.split(jax.random.key(0), PICTURES)

@@ -4,7 +4,7 @@ Affine maps and sampling (`maxent_aug.spatial`)
     affine_matrix, decompose_affine, invert_affine, affine_grid, grid_sample, warp_affine,
     AffineBounds, bounded_affine
 Losses (`maxent_aug.losses`)
-    entropy, max_entropy_loss, discriminator_loss, generator_loss, cross_entropy
+    entropy, uncertainty, max_entropy_loss, discriminator_loss, generator_loss, cross_entropy
 Fixed augmentations (`maxent_aug.policies`)
     identity, flip, flip_crop, random_affine, cutout, mixup, cutmix, rand_augment, trivial_augment,
     auto_augment, entropy_magnitude, entropy_strength, compose, with_labels
@@ -31,6 +31,7 @@ from maxent_aug.losses import (
     entropy,
     generator_loss,
     max_entropy_loss,
+    uncertainty,
 )
 from maxent_aug.models import (
     Augmenter,
@@ -117,6 +118,7 @@ __all__ = [
     "random_affine",
     "save_augmenter",
     "trivial_augment",
+    "uncertainty",
     "warp_affine",
     "with_labels",
 ]

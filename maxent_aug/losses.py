@@ -34,6 +34,21 @@ def entropy(logits: Array) -> Array:
     return _clip(bits, 0.0, jnp.log2(logits.shape[-1]))
 
 
+def uncertainty(logits: Array) -> Array:
+    """h = H / log2 m: the entropy as a share of the most that m classes can have.
+
+    Args:
+      logits: as of `entropy`.
+
+    Returns:
+      [...] float32 in [0, 1], with `entropy`'s gradient.
+
+    Raises:
+      ValueError: if there are fewer than two classes.
+    """
+    return entropy(logits) / jnp.log2(logits.shape[-1])
+
+
 def max_entropy_loss(logits: Array, *, form: str = "printed", target: float = 0.3) -> Array:
     """The loss that is to drive the augmenter towards uncertain predictions, L_ME of the paper.
 

@@ -112,7 +112,7 @@ def _augmented_share(
     count = len(images)
     number = max(1, round(share * count))
     chosen = np.arange(number) * count // number
-    uncertainty = _uncertainty(state.classifier(images[chosen]))
+    uncertainty = losses.uncertainty(state.classifier(images[chosen]))
     augmented, _ = _augmenter(state)(
         images,
         key,
@@ -120,11 +120,6 @@ def _augmented_share(
         jnp.zeros(count, bool).at[chosen].set(True),
     )
     return augmented, chosen, uncertainty
-
-
-def _uncertainty(logits: Array) -> Array:
-    """h = H / log2 m, in [0, 1]."""
-    return losses.entropy(logits) / jnp.log2(logits.shape[-1])
 
 
 def _classifier_update(
@@ -271,20 +266,20 @@ def matching_step(
       memory: share of the running means that is kept in a step, in [0, 1).
     """
     if uncertainty is None:
-        uncertainty = _uncertainty(classify(images))
+        uncertainty = losses.uncertainty(classify(images))
     first = augmenter.step == 0
 
     def remember(name: str, value: Array) -> Array:
         kept = augmenter.batch_stats[name] if augmenter.batch_stats else value
         return jnp.where(first, value, memory * kept + (1 - memory) * value)
 
-    entropy_unseen = remember("unseen", _uncertainty(classify(unseen)).mean())
+    entropy_unseen = remember("unseen", losses.uncertainty(classify(unseen)).mean())
 
     def loss_fn(params: Any) -> tuple[Array, Metrics]:
         augmented, _, box = augmenter.apply_fn(
             {"params": params}, images, key, uncertainty, method="transform"
         )
-        entropy = _uncertainty(classify(augmented)).mean()
+        entropy = losses.uncertainty(classify(augmented)).mean()
         running = jax.lax.stop_gradient(remember("augmented", entropy))
         # A classifier may be certain of all that it is shown.
         excess = running / jnp.maximum(entropy_unseen, 1e-6) - 1
@@ -385,7 +380,7 @@ def joint_eval_step(state: State, images: Array, labels: Array) -> Metrics:
       same_box_accuracy and same_box_entropy [B].
     """
     augmenter, key, logits = _augmenter(state), jax.random.key(0), state.classifier(images)
-    augmented, theta, box = augmenter(images, key, _uncertainty(logits), method="transform")
+    augmented, theta, box = augmenter(images, key, losses.uncertainty(logits), method="transform")
     logits_after = state.classifier(augmented)
     same_box = box._replace(
         centre=jnp.broadcast_to(box.centre.mean(0), box.centre.shape),

@@ -47,6 +47,9 @@ def test_entropy_agrees_with_numpy_and_keeps_its_bounds(logits, shift):
     np.testing.assert_allclose(bits, numpy_entropy(logits), atol=2e-5)
     assert np.all(bits >= 0)
     assert np.all(bits <= np.float32(np.log2(10)))
+    share = np.asarray(losses.uncertainty(logits))
+    np.testing.assert_allclose(share, bits / np.log2(10), rtol=1e-6)
+    assert np.all((share >= 0) & (share <= 1))
     np.testing.assert_allclose(losses.entropy(logits + shift), bits, atol=2e-3)
 
 

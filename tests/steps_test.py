@@ -104,7 +104,7 @@ def test_the_joint_phase_changes_classifier_and_augmenter(state, stochastic, bat
     key, count = jax.random.split(KEY)[0], len(images)
     frozen, _ = jax.jit(partial(steps.classifier_step, share=share))(before, images, labels, key)
     chosen = np.arange(count) % round(1 / share) == 0
-    uncertainty = steps._uncertainty(state.classifier(images))
+    uncertainty = losses.uncertainty(state.classifier(images))
     augmented, theta = stochastic(images, key, uncertainty, chosen)
     np.testing.assert_array_equal(np.any(np.abs(theta - np.eye(2, 3)) > 1e-4, axis=(1, 2)), chosen)
     plain, _ = classifier_step(steps.State(state.classifier), augmented, labels)
