@@ -22,7 +22,7 @@ from scipy import stats
 
 from experiments import cli
 from experiments.named_policies import NAMES, named_policy
-from maxent_aug import losses, metrics, phases, programs, run_folder, steps, train
+from maxent_aug import diagnostics, losses, metrics, phases, programs, run_folder, steps, train
 from maxent_aug.config import COMPARISON_PRESETS
 from maxent_aug.processes import on_first
 from maxent_aug.progress import Progress, duration
@@ -115,33 +115,41 @@ def _train(run: train.Run, name: str, legs: Sequence[phases.Phase], seed: int) -
         on_first(partial(_draw_versions, picture, name, *jax.device_get(versions)))
 
 
-def _draw_versions(path: Path, name: str, images: np.ndarray, versions: np.ndarray) -> None:
+def _draw_versions(
+    path: Path, name: str, images: np.ndarray, versions: np.ndarray, theta: np.ndarray | None
+) -> None:
     from maxent_aug import figures  # matplotlib writes a cache of fonts when it is imported
 
     path.parent.mkdir(exist_ok=True)
-    title = f"{name}: inputs, eight times augmented"
-    figures.versions(images, versions, title=title).savefig(path)
+    title, words = f"{name}: inputs, eight times augmented", None
+    if theta is not None:
+        title += "; below, what the augmenter did"
+        words = [diagnostics.describe(each, images.shape[1:3]) for each in theta]
+    figures.versions(images, versions, title=title, words=words).savefig(path)
 
 
 def _versions(
     policy: programs.Policy, learned: bool, state: steps.State, on_device: programs.Data
-) -> tuple[Array, Array]:
-    """The first images of the test set [N, H, W, C] and as they are trained on [N, 8, H, W, C]."""
+) -> tuple[Array, Array, Array | None]:
+    """The first images of the test set [N, H, W, C] and as they are trained on [N, 8, H, W, C].
+
+    And, if there is an augmenter, its theta [N, 8, 2, 3].
+    """
     images, labels = on_device.test_images[:PICTURES], on_device.test_labels[:PICTURES]
     mean, sd = on_device.mean, on_device.sd
 
-    def version(key: Array) -> Array:
+    def version(key: Array) -> tuple[Array, Array | None]:
         changed, _ = policy(
             key, images, labels, lambda x: state.classifier(steps.normalize(x, mean, sd))
         )
-        changed = steps.normalize(changed, mean, sd)
+        changed, theta = steps.normalize(changed, mean, sd), None
         if state.augmenter is not None:
             known = [losses.uncertainty(state.classifier(changed))] if learned else []
-            changed, _ = state.augmenter(changed, key, *known)
-        return steps.denormalize(changed, mean, sd)
+            changed, theta = state.augmenter(changed, key, *known)
+        return steps.denormalize(changed, mean, sd), theta
 
-    keys = jax.random.split(jax.random.key(0), PICTURES)
-    return images, jax.numpy.stack([version(key) for key in keys], axis=1)
+    drawn = [version(key) for key in jax.random.split(jax.random.key(0), PICTURES)]
+    return images, *jax.tree.map(lambda *each: jax.numpy.stack(each, axis=1), *drawn)
 
 
 def _accuracies(workdir: Path, last: phases.Phase, seeds: int) -> dict[int, float]:

@@ -28,7 +28,12 @@ COLLAPSE_ROWS = (
     ("outside_frame", None, "share of the grid outside the frame", ""),
     ("test_augmented_accuracy", None, "accuracy on augmented images", ""),
     ("test_same_box_accuracy", None, "the same, with one box for all, as large", ""),
-    ("test_same_box_entropy", None, "entropy of the prediction, with one box for all, as large", "bits"),
+    (
+        "test_same_box_entropy",
+        None,
+        "entropy of the prediction, with one box for all, as large",
+        "bits",
+    ),
     ("spread_between", None, "spread of the boxes between images", "of the bounds"),
     *(
         (f"half_width_{name}", None, f"half-width of the box, {label}", "of the bound")
