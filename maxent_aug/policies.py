@@ -15,7 +15,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from maxent_aug.losses import entropy
+from maxent_aug.losses import uncertainty
 from maxent_aug.operations import (
     OPERATIONS,
     apply_operations,
@@ -441,7 +441,7 @@ def entropy_magnitude(
 def entropy_strength(logits: ArrayLike) -> Array:
     """1 - H / log2 m of softmax(logits) [..., m]: [...], 1 where the classifier is certain."""
     logits = jnp.asarray(logits)
-    return jax.lax.stop_gradient(1 - entropy(logits) / np.log2(logits.shape[-1]))
+    return jax.lax.stop_gradient(1 - uncertainty(logits))
 
 
 def _standard_ranges(shape: tuple[int, ...]) -> np.ndarray:

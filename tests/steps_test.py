@@ -157,7 +157,6 @@ def test_matching_finds_the_same_widths_from_wherever_it_starts():
 
 
 def test_images_that_can_bear_more_get_wider_boxes():
-    """And one box for all, of the same volume, leaves them less certain."""
     images = BRIGHT * jnp.where(jnp.arange(24) % 2, 0.6, 1.8)[:, None, None, None]
     module = models.StochasticAugmenter(share=1.0)
     augmenter = steps.create_model_state(module, KEY, IMAGE_SHAPE, optax.adam(2e-2), KEY)
