@@ -92,19 +92,14 @@ def _row(records: Sequence[metrics.Record], legs: Sequence[phases.Phase]) -> dic
     _, augment, finetune = legs
     own = [r for r in records if (r["branch"], r["phase"]) == (augment.branch, "augment")]
     last = [r for r in own if r["epoch"] == augment.epochs]
-    after = [
-        r["test_accuracy"]
-        for r in records
-        if (r["branch"], r["phase"], r["epoch"]) == (finetune.branch, "finetune", finetune.epochs)
-    ]
     means = {name: float(np.mean([r[name] for r in last])) for name in MEASURES}
     # Phase 2 leaves the classifier alone: its accuracy is that of the pretrained one.
     before = float(np.mean([r["test_accuracy"] for r in last]))
     return {
-        "accuracy": _statistics(after),
+        "accuracy": _accuracy(records, finetune),
         "accuracy_pretrained": before,
         **means,
-        "sd": {name: _statistics([r[name] for r in last])["sd"] for name in MEASURES},
+        "sd": {name: metrics.mean_and_sd(r[name] for r in last)["sd"] for name in MEASURES},
         "collapses": _collapses(means, before, bounded="bounded" in augment.branch),
         "epochs": [
             {name: float(np.mean([r[name] for r in own if r["epoch"] == e])) for name in MEASURES}
@@ -113,9 +108,10 @@ def _row(records: Sequence[metrics.Record], legs: Sequence[phases.Phase]) -> dic
     }
 
 
-def _statistics(values: Sequence[float]) -> dict[str, Any]:
-    sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    return {"mean": float(np.mean(values)), "sd": sd, "n": len(values)}
+def _accuracy(records: Sequence[metrics.Record], finetune: phases.Phase) -> dict[str, Any]:
+    """At the end of phase 3: mean, sd and n."""
+    found = metrics.accuracies(records, finetune.branch, finetune.kind, finetune.epochs)
+    return metrics.mean_and_sd(found.values())
 
 
 def _collapses(means: Mapping[str, float], accuracy: float, *, bounded: bool) -> list[str]:

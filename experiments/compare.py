@@ -3,6 +3,7 @@
 Policies are those of maxent_aug.policies, joined by + to apply one after the other, and the
 paper's learned augmenters, printed and intended (the sign of their loss), and learned, which is
 trained together with its classifier, as wide as leaves images as certain as images never seen.
+replayed trains a new classifier on what that augmenter did, from its first epoch on.
 Run it again in the same folder to resume, or to add policies and seeds.
 
   python -m experiments.compare --preset=small --seeds=3    5,000 images of CIFAR-10, a small ResNet
@@ -26,8 +27,15 @@ from maxent_aug import diagnostics, losses, metrics, phases, programs, run_folde
 from maxent_aug.config import COMPARISON_PRESETS
 from maxent_aug.processes import on_first
 from maxent_aug.progress import Progress, duration
+from maxent_aug.spatial import DEFAULT_BOUNDS, AffineBounds
 
-LEARNED = {"printed": "printed", "intended": "intended", "learned": "unseen"}
+LEARNED = {
+    "printed": "printed",
+    "intended": "intended",
+    "learned": "unseen",
+    "replayed": "replayed",
+}
+MATCHING = {"learned", "replayed"}
 SINGLE = (*NAMES, *LEARNED)
 CONTROLS = ("identity", "random_affine")  # what every row is compared with
 PICTURES = 8
@@ -46,11 +54,12 @@ def main(settings: cli.Settings) -> None:
     train_set, test_set = cli.load_data(config, settings.data_dir)
     mesh = programs.make_mesh()
     examples = config.data.train_examples or len(train_set.images) - config.data.held_out
+    classes, bounds = len(train_set.class_names), phases.affine_bounds(config.bounds)
     rows = phases.comparison(
         config,
-        {name: _row(name, len(train_set.class_names)) for name in names},
+        {name: _row(name, classes, bounds) for name in names},
         train_set.images.shape[1:],
-        len(train_set.class_names),
+        classes,
         examples // config.batch_size,
     )
     with cli.open_run(settings) as (writer, stop):
@@ -86,12 +95,14 @@ def _check(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _row(name: str, num_classes: int) -> tuple[programs.Policy, str | None]:
+def _row(
+    name: str, num_classes: int, bounds: AffineBounds = DEFAULT_BOUNDS
+) -> tuple[programs.Policy, str | None]:
     """The policy of all images, and the form of the learned augmenter's loss if there is one."""
     parts = name.split("+")
     fixed = [part for part in parts if part not in LEARNED]
     form = next((LEARNED[part] for part in parts if part in LEARNED), None)
-    return named_policy(fixed, num_classes), form
+    return named_policy(fixed, num_classes, bounds), form
 
 
 def _train(run: train.Run, name: str, legs: Sequence[phases.Phase], seed: int) -> None:
@@ -110,7 +121,7 @@ def _train(run: train.Run, name: str, legs: Sequence[phases.Phase], seed: int) -
     for leg in legs:
         state = train.train_phase(run, leg, seed, state)
     if seed == 0:
-        learned = "learned" in name.split("+")
+        learned = bool(MATCHING & set(name.split("+")))
         versions = jax.jit(partial(_versions, legs[-1].policy, learned))(state, run.data)
         on_first(partial(_draw_versions, picture, name, *jax.device_get(versions)))
 
@@ -155,12 +166,8 @@ def _versions(
 def _accuracies(workdir: Path, last: phases.Phase, seeds: int) -> dict[int, float]:
     """Test accuracy at the end of a row, for each of the first seeds that is done."""
     path = workdir / "metrics.jsonl"
-    end = (last.branch, last.kind, last.epochs)
-    return {
-        r["seed"]: r["test_accuracy"]
-        for r in (metrics.read(path) if path.exists() else [])
-        if (r["branch"], r["phase"], r["epoch"]) == end and r["seed"] < seeds
-    }
+    records = [r for r in (metrics.read(path) if path.exists() else []) if r["seed"] < seeds]
+    return metrics.accuracies(records, last.branch, last.kind, last.epochs)
 
 
 def _write(settings: cli.Settings, rows: Mapping[str, Sequence[phases.Phase]]) -> dict[str, Any]:
@@ -187,7 +194,7 @@ def _result(settings: cli.Settings, rows: Mapping[str, Sequence[phases.Phase]]) 
             if control in found and control != name
         }
         table[name] = {
-            **_statistics(list(accuracies.values())),
+            **metrics.mean_and_sd(accuracies.values()),
             **differences,
             "seconds": seconds[name],
             "seconds_to_identity": seconds[name] / seconds["identity"]
@@ -217,11 +224,6 @@ def _seconds_per_run(records: Sequence[metrics.Record], legs: Sequence[phases.Ph
     return total
 
 
-def _statistics(values: Sequence[float]) -> dict[str, Any]:
-    sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    return {"mean": float(np.mean(values)), "sd": sd, "n": len(values)}
-
-
 def _paired_difference(
     accuracies: Mapping[int, float], control: Mapping[int, float]
 ) -> dict[str, Any] | None:
@@ -229,7 +231,7 @@ def _paired_difference(
     pairs = [accuracies[seed] - control[seed] for seed in accuracies.keys() & control.keys()]
     if not pairs:
         return None
-    found = _statistics(pairs)
+    found = metrics.mean_and_sd(pairs)
     low = high = None
     if found["sd"] is not None:
         margin = float(stats.t.ppf(0.975, len(pairs) - 1)) * found["sd"] / len(pairs) ** 0.5

@@ -47,7 +47,8 @@ def main(settings: cli.Settings) -> None:
     classes, shape = len(train_set.class_names), train_set.images.shape[1:]
     examples = config.data.train_examples or len(train_set.images) - config.data.held_out
     steps_per_epoch = examples // config.batch_size
-    legs = phases.learning(config, named_policy(names, classes), shape, classes, steps_per_epoch)
+    policy = named_policy(names, classes, phases.affine_bounds(config.bounds))
+    legs = phases.learning(config, policy, shape, classes, steps_per_epoch)
     with cli.open_run(settings) as (writer, stop):
         progress, clock = Progress(), train.Clock(legs, settings.seeds)
         progress.say(f"{settings.experiment}, preset {settings.preset}, in {settings.workdir}")
@@ -120,8 +121,7 @@ def _result(
     per_seed = [{name: r[name] for name in names} for r in end]
     means = {name: float(np.mean([each[name] for each in per_seed])) for name in names}
     accuracies = [r["test_accuracy"] for r in end]
-    sd = float(np.std(accuracies, ddof=1)) if len(accuracies) > 1 else None
-    row = {"mean": float(np.mean(accuracies)), "sd": sd, "per_seed": accuracies}
+    row = {**metrics.mean_and_sd(accuracies), "per_seed": accuracies}
     return {
         **cli.heading(settings),
         "table1": {"learned": row},

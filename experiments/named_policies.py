@@ -7,38 +7,51 @@ import jax
 from jax import Array
 
 from maxent_aug import policies, programs
+from maxent_aug.spatial import DEFAULT_BOUNDS, AffineBounds
 
 IMAGE_POLICIES = {
     "identity": policies.identity,
     "flip": policies.flip,
     "flip_crop": policies.flip_crop,
-    "random_affine": policies.random_affine,
     "cutout": policies.cutout,
     "rand_augment": policies.rand_augment,
     "trivial_augment": policies.trivial_augment,
     "auto_augment": policies.auto_augment,
 }
 MIXING_POLICIES = {"mixup": policies.mixup, "cutmix": policies.cutmix}
-NAMES = (*IMAGE_POLICIES, *MIXING_POLICIES, "entropy_magnitude")
+AFFINE = ("random_affine", "half_affine")  # within bounds
+NAMES = (*IMAGE_POLICIES, *AFFINE, *MIXING_POLICIES, "entropy_magnitude")
 
 
-def named_policy(names: Sequence[str], num_classes: int) -> programs.Policy:
+def named_policy(
+    names: Sequence[str], num_classes: int, bounds: AffineBounds = DEFAULT_BOUNDS
+) -> programs.Policy:
     """One policy after the other, each with a key of its own.
 
     Args:
       names: of NAMES; none leaves the images as they are.
       num_classes: of the probabilities that mixing policies return.
+      bounds: of random affine transforms.
     """
-    return partial(_apply, [_policy(name, num_classes) for name in names])
+    return partial(_apply, [_policy(name, num_classes, bounds) for name in names])
 
 
-def _policy(name: str, num_classes: int) -> programs.Policy:
+def _policy(name: str, num_classes: int, bounds: AffineBounds) -> programs.Policy:
     if name == "entropy_magnitude":
         return _entropy_magnitude
     if name in MIXING_POLICIES:
         mix = partial(MIXING_POLICIES[name], num_classes=num_classes)
         return lambda key, images, labels, classify: mix(key, images, labels)
-    return lambda key, images, labels, classify: (IMAGE_POLICIES[name](key, images), labels)
+    change = _affine(name, bounds) if name in AFFINE else IMAGE_POLICIES[name]
+    return lambda key, images, labels, classify: (change(key, images), labels)
+
+
+def _affine(name: str, bounds: AffineBounds) -> policies.ImagePolicy:
+    """random_affine; or half_affine, what a learned augmenter after a flip does, not learned."""
+    change = partial(policies.random_affine, bounds=bounds)
+    if name == "random_affine":
+        return change
+    return policies.either(policies.flip_crop, policies.compose(policies.flip, change))
 
 
 def _entropy_magnitude(

@@ -104,7 +104,11 @@ def _result(settings: cli.Settings, config: dict[str, Any], records: list[Any]) 
     for branch in ("baseline", *forms):
         accuracies = [r["test_accuracy"] for r in _last(records, branch, "finetune")]
         row = branch if branch == "baseline" else f"proposed_{branch}"
-        table1[row] = _statistics(accuracies) | {"paper": paper.get(branch)}
+        table1[row] = {
+            **metrics.mean_and_sd(accuracies),
+            "per_seed": accuracies,
+            "paper": paper.get(branch),
+        }
     collapse = {}
     for form in forms:
         per_seed = [{k: r[k] for k in COLLAPSE} for r in _last(records, form, "augment")]
@@ -124,11 +128,6 @@ def _last(records: list[Any], branch: str, kind: str) -> list[Any]:
     """The record of the last epoch of a phase, for each seed."""
     newest = {r["seed"]: r for r in records if (r["branch"], r["phase"]) == (branch, kind)}
     return [newest[seed] for seed in sorted(newest)]
-
-
-def _statistics(values: list[float]) -> dict[str, Any]:
-    sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    return {"mean": float(np.mean(values)), "sd": sd, "per_seed": values}
 
 
 def _figures(

@@ -7,7 +7,7 @@ Losses (`maxent_aug.losses`)
     entropy, uncertainty, max_entropy_loss, discriminator_loss, generator_loss, cross_entropy
 Fixed augmentations (`maxent_aug.policies`)
     identity, flip, flip_crop, random_affine, cutout, mixup, cutmix, rand_augment, trivial_augment,
-    auto_augment, entropy_magnitude, entropy_strength, compose, with_labels
+    auto_augment, entropy_magnitude, entropy_strength, compose, either, with_labels
 Their operations, as in Pillow (`maxent_aug.operations`)
     OPERATIONS, apply_operations
 Networks (`maxent_aug.models`)
@@ -49,6 +49,7 @@ from maxent_aug.policies import (
     compose,
     cutmix,
     cutout,
+    either,
     entropy_magnitude,
     entropy_strength,
     flip,
@@ -99,6 +100,7 @@ __all__ = [
     "decompose_affine",
     "describe",
     "discriminator_loss",
+    "either",
     "entropy",
     "entropy_magnitude",
     "entropy_strength",

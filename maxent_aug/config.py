@@ -235,6 +235,17 @@ class MatchingAugmenter:
 
 
 @dataclass(frozen=True)
+class Bounds:
+    """The most that an affine transform may do, to either side, random or learned."""
+
+    shift: float = _field(0.125, "share of the width and of the height", low=0, high=1)
+    rotation: float = _field(30.0, "degrees", low=0, high=180)
+    scale: float = _field(1.3, "times", low=1, high=10)
+    aspect: float = _field(1.2, "times, of width to height", low=1, high=10)
+    shear: float = _field(0.3, "tangent of the angle", low=0, high=10)
+
+
+@dataclass(frozen=True)
 class Comparison(Training):
     """Of all augmentations under one trainer."""
 
@@ -243,22 +254,31 @@ class Comparison(Training):
     augmenter: Augmenter = Augmenter()
     discriminator: Discriminator = Discriminator()
     learned: MatchingAugmenter = MatchingAugmenter()
+    bounds: Bounds = Bounds()
+
+
+@dataclass(frozen=True)
+class SearchEpochs:
+    train: int = _field(200, "of each trial's classifier", low=1)
+
+
+@dataclass(frozen=True)
+class Search(Training):
+    """Of the bounds of random affine transforms."""
+
+    policy: str = _field(
+        "half_affine",
+        "of all images, within each trial's bounds: one of experiments.compare's, + joins several",
+    )
+    trials: int = _field(20, "random bounds, uniform within config.bounds", low=1)
+    epochs: SearchEpochs = SearchEpochs()
+    classifier: ScheduledClassifier = ScheduledClassifier()
+    bounds: Bounds = Bounds()
 
 
 @dataclass(frozen=True)
 class LearningEpochs:
     train: int = _field(200, "of the classifier, in both phases", low=2)
-
-
-@dataclass(frozen=True)
-class Bounds:
-    """The most that a learned augmenter may do, to either side."""
-
-    shift: float = _field(0.125, "share of the width and of the height", low=0, high=1)
-    rotation: float = _field(30.0, "degrees", low=0, high=180)
-    scale: float = _field(1.3, "times", low=1, high=10)
-    aspect: float = _field(1.2, "times, of width to height", low=1, high=10)
-    shear: float = _field(0.3, "tangent of the angle", low=0, high=10)
 
 
 @dataclass(frozen=True)
@@ -344,11 +364,11 @@ COMPARISON_PRESETS = {
 ABLATION_PRESETS = {
     "small": Ablation(
         data=Data(train_examples=5000),
-        epochs=Epochs(pretrain=20, augment=8, finetune=8),
+        epochs=Epochs(pretrain=20, augment=5, finetune=5),
         classifier=Classifier("ResNetSmall", learning_rate=1e-3, finetune_learning_rate=1e-4),
         augmenter=Augmenter(learning_rate=1e-3),
         batch_size=50,
-        checkpoint_every=8,
+        checkpoint_every=5,
     ),
     "quick": Ablation(
         data=Data(name="digits"),
@@ -357,6 +377,27 @@ ABLATION_PRESETS = {
         augmenter=Augmenter(learning_rate=1e-3),
         batch_size=64,
         checkpoint_every=5,
+    ),
+}
+
+SEARCH_PRESETS = {
+    "full": Search(data=Data(held_out=5000), evaluate_every=200, checkpoint_every=5),
+    "small": Search(
+        data=Data(train_examples=5000, held_out=5000),
+        epochs=SearchEpochs(20),
+        classifier=ScheduledClassifier("ResNetSmall"),
+        batch_size=50,
+        evaluate_every=20,
+        checkpoint_every=5,
+    ),
+    "quick": Search(
+        data=Data(name="digits", held_out=300),
+        trials=4,
+        epochs=SearchEpochs(4),
+        classifier=ScheduledClassifier("ResNetSmall"),
+        batch_size=64,
+        evaluate_every=4,
+        checkpoint_every=2,
     ),
 }
 

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
+
 Record = Mapping[str, Any]
 
 # What a record is filed under; everything else in it is a metric.
@@ -122,6 +124,22 @@ def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
             if number < len(lines):
                 raise MetricsError(f"{where}: not a record of metrics; {_REMEDY}") from error
     return records
+
+
+def accuracies(records: Iterable[Record], branch: str, phase: str, epoch: int) -> dict[int, float]:
+    """Test accuracy after an epoch of a phase, by seed."""
+    return {
+        r["seed"]: r["test_accuracy"]
+        for r in records
+        if (r["branch"], r["phase"], r["epoch"]) == (branch, phase, epoch)
+    }
+
+
+def mean_and_sd(values: Iterable[float]) -> dict[str, Any]:
+    """mean, sd (of a sample; None of a single value) and n of at least one value."""
+    values = list(values)
+    sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return {"mean": float(np.mean(values)), "sd": sd, "n": len(values)}
 
 
 class _Record(dict[str, Any]):

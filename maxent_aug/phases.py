@@ -2,10 +2,10 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -25,12 +25,14 @@ from maxent_aug.config import (
     Learning,
     MatchingAugmenter,
     ScheduledClassifier,
+    Search,
 )
 from maxent_aug.spatial import DEFAULT_BOUNDS, AffineBounds
 
 # All that is random in a phase is drawn from fold_in(key(seed), KINDS[kind]); so a classifier that
 # is trained in one phase begins as one that is pretrained.
-KINDS = {"pretrain": 0, "augment": 1, "finetune": 2, "train": 0, "joint": 0}
+KINDS = {"pretrain": 0, "augment": 1, "finetune": 2, "train": 0, "joint": 0, "replay": 0}
+SNAPSHOTS = 20  # of an augmenter, for a replay
 LAST_UPDATE = 2**31 - 1  # optimisers count in int32
 
 
@@ -132,12 +134,15 @@ def comparison(
     """One phase for a fixed policy or a joint one; for the paper's augmenter its three.
 
     Each row's classifier gets the same number of updates under the same learning rates. The paper's
-    augmenter is trained when it has had half of them, and makes the images of the other half.
+    augmenter is trained when it has had half of them, and makes the images of the other half. A
+    replayed one was trained with another classifier, in the joint phase of the row named the same
+    but for "learned".
 
     Args:
       config: of all rows.
       rows: by name, the policy of all images and what the augmenter learns from: a form of the
-        paper's loss, "unseen" images (`steps.joint_step`), or None for no augmenter.
+        paper's loss, "unseen" images (`steps.joint_step`), these and "replayed", or None for no
+        augmenter.
       image_shape: (H, W, C).
       num_classes: m.
       steps_per_epoch: with config.epochs.train, the length of the cosine.
@@ -145,8 +150,7 @@ def comparison(
     Returns:
       The phases of each row, in order.
     """
-    tx = scheduled_sgd(config.classifier, config.epochs.train * steps_per_epoch)
-    begin = partial(begin_classifier, make_classifier(config, num_classes), image_shape, tx)
+    begin = _begin_scheduled(config, image_shape, num_classes, steps_per_epoch)
     begin_augment = _begin_augment(config.augmenter, config.discriminator, image_shape)
     half, phases = config.epochs.train // 2, {}
     for row, (policy, form) in rows.items():
@@ -154,16 +158,46 @@ def comparison(
         if form is None:
             phases[row] = (train("train", config.epochs.train, begin, *_CLASSIFIER),)
             continue
-        if form == "unseen":
-            phases[row] = _learned(row, config, begin, policy, image_shape)
+        if form in ("unseen", "replayed"):
+            branch = row.replace("replayed", "learned")
+            joint = _joint(branch, config, begin, policy, image_shape)
+            updates = joint.epochs * steps_per_epoch
+            joint = _recorded(joint, updates)
+            rest = _frozen(config, joint)
+            if form == "replayed":
+                rest = _replayed(row, config, begin, joint, updates)
+            phases[row] = joint, rest
             continue
         pretrain = train("pretrain", half, begin, *_CLASSIFIER)
         game = _augment_steps(config.augmenter, form)
         augment = train("augment", config.epochs.augment, begin_augment, *game, pretrain)
         rest = config.epochs.train - half
-        finetune = train("finetune", rest, _drop_discriminator, *_CLASSIFIER, augment)
+        finetune = train("finetune", rest, _classifier_alone, *_CLASSIFIER, augment)
         phases[row] = (pretrain, augment, finetune)
     return phases
+
+
+def search(
+    config: Search,
+    trials: Mapping[str, programs.Policy],
+    image_shape: tuple[int, ...],
+    num_classes: int,
+    steps_per_epoch: int,
+) -> dict[str, Phase]:
+    """For each trial, by name, a classifier trained under its policy.
+
+    Args:
+      config: the run's.
+      trials: the policies of all images.
+      image_shape: (H, W, C).
+      num_classes: m.
+      steps_per_epoch: with config.epochs.train, the length of the cosine.
+    """
+    begin = _begin_scheduled(config, image_shape, num_classes, steps_per_epoch)
+    return {
+        name: Phase(name, "train", config.epochs.train, begin, *_CLASSIFIER, policy=policy)
+        for name, policy in trials.items()
+    }
 
 
 def learning(
@@ -175,6 +209,8 @@ def learning(
 ) -> tuple[Phase, Phase]:
     """A classifier and a stochastic augmenter together, then the classifier alone, on all images.
 
+    In the second phase the augmenter is frozen.
+
     Args:
       config: the run's.
       policy: of all images, before the augmenter.
@@ -182,20 +218,22 @@ def learning(
       num_classes: m.
       steps_per_epoch: with config.epochs.train, the length of the cosine.
     """
-    tx = scheduled_sgd(config.classifier, config.epochs.train * steps_per_epoch)
-    begin = partial(begin_classifier, make_classifier(config, num_classes), image_shape, tx)
-    return _learned("learned", config, begin, policy, image_shape, config.bounds)
+    begin = _begin_scheduled(config, image_shape, num_classes, steps_per_epoch)
+    joint = _joint("learned", config, begin, policy, image_shape)
+    return joint, _frozen(config, joint)
 
 
-def make_augmenter(
-    config: MatchingAugmenter, bounds: Bounds | None = None
-) -> models.StochasticAugmenter:
-    """The network that the configuration describes."""
-    bounds = bounds or Bounds()
+def affine_bounds(bounds: Bounds) -> AffineBounds:
+    """What people can read, as bounds of the six coordinates of a transform."""
     shift, rotation = 2 * bounds.shift, math.radians(bounds.rotation)
     scale, aspect = math.log(bounds.scale), math.log(bounds.aspect)
+    return AffineBounds(shift, shift, rotation, scale, aspect, bounds.shear)
+
+
+def make_augmenter(config: MatchingAugmenter, bounds: Bounds) -> models.StochasticAugmenter:
+    """The network that the configuration describes."""
     return models.StochasticAugmenter(
-        bounds=AffineBounds(shift, shift, rotation, scale, aspect, bounds.shear),
+        bounds=affine_bounds(bounds),
         padding_mode=config.padding_mode,
         start_width=config.start_width,
         share=config.share,
@@ -203,17 +241,16 @@ def make_augmenter(
     )
 
 
-def _learned(
+def _joint(
     branch: str,
     config: Comparison | Learning,
     begin_classifier: Callable[..., steps.State],
     policy: programs.Policy,
     image_shape: tuple[int, ...],
-    bounds: Bounds | None = None,
-) -> tuple[Phase, Phase]:
-    """`learning`; in the second phase the augmenter is frozen, and no image unseen any more."""
+) -> Phase:
+    """Classifier and augmenter together."""
     learned = config.learned
-    augmenter, tx = make_augmenter(learned, bounds), optax.adam(learned.learning_rate)
+    augmenter, tx = make_augmenter(learned, config.bounds), optax.adam(learned.learning_rate)
 
     def begin(start: None, key: Array) -> steps.State:
         augmenter_key = jax.random.fold_in(key, 1)
@@ -222,18 +259,80 @@ def _learned(
         created = created.replace(batch_stats=running)
         return begin_classifier(start, key).replace(augmenter=created)
 
-    step = partial(steps.joint_step, share=learned.share, strictness=learned.strictness)
-    classifier_step = partial(steps.classifier_step, share=learned.share)
-    unseen = programs.Unseen(learned.unseen, max(1, config.batch_size // learned.every))
     epochs = config.epochs.train
     together = min(epochs - 1, max(1, round(learned.together * epochs)))
-    make = partial(Phase, branch, eval_step=steps.joint_eval_step, policy=policy)
-    joint = make("joint", together, begin, step, unseen=unseen)
-    rest = make("finetune", epochs - together, _drop_discriminator, classifier_step, follows=joint)
-    return joint, rest
+    step = partial(steps.joint_step, share=learned.share, strictness=learned.strictness)
+    unseen = programs.Unseen(learned.unseen, max(1, config.batch_size // learned.every))
+    evaluate = steps.joint_eval_step
+    return Phase(branch, "joint", together, begin, step, evaluate, policy=policy, unseen=unseen)
+
+
+def _frozen(config: Comparison | Learning, joint: Phase) -> Phase:
+    """The rest of the epochs: the classifier alone, no image unseen any more."""
+    return replace(
+        joint,
+        kind="finetune",
+        epochs=config.epochs.train - joint.epochs,
+        begin=_classifier_alone,
+        step=partial(steps.classifier_step, share=config.learned.share),
+        follows=joint,
+        unseen=programs.ALL_SEEN,
+    )
+
+
+def _recorded(joint: Phase, updates: int) -> Phase:
+    """A joint phase that keeps snapshots of the augmenter."""
+
+    def begin(start: None, key: Array) -> steps.State:
+        state = joint.begin(start, key)
+        augmenter = cast(steps.ModelState, state.augmenter)
+        snapshots = jax.tree.map(
+            lambda weights: jnp.zeros((SNAPSHOTS, *weights.shape), weights.dtype),
+            augmenter.params,
+        )
+        return state.replace(snapshots=snapshots)
+
+    return replace(
+        joint, begin=begin, step=partial(steps.recorded_step, step=joint.step, updates=updates)
+    )
+
+
+def _replayed(
+    branch: str,
+    config: Comparison,
+    begin_classifier: Callable[..., steps.State],
+    joint: Phase,
+    updates: int,
+) -> Phase:
+    """A new classifier, trained on all images as the augmenter learned to transform them."""
+
+    def begin(start: steps.State, key: Array) -> steps.State:
+        return start.replace(classifier=begin_classifier(None, key).classifier)
+
+    return replace(
+        joint,
+        branch=branch,
+        kind="replay",
+        epochs=config.epochs.train,
+        begin=begin,
+        step=partial(steps.replayed_step, share=config.learned.share, updates=updates),
+        follows=joint,
+        unseen=programs.ALL_SEEN,
+    )
 
 
 _CLASSIFIER = steps.classifier_step, steps.eval_step
+
+
+def _begin_scheduled(
+    config: Comparison | Learning | Search,
+    image_shape: tuple[int, ...],
+    num_classes: int,
+    steps_per_epoch: int,
+) -> Callable[..., steps.State]:
+    """Makes a new classifier, its learning rate a cosine over all of the training."""
+    tx = scheduled_sgd(config.classifier, config.epochs.train * steps_per_epoch)
+    return partial(begin_classifier, make_classifier(config, num_classes), image_shape, tx)
 
 
 def scheduled_sgd(config: ScheduledClassifier, updates: int) -> optax.GradientTransformation:
@@ -246,7 +345,7 @@ def scheduled_sgd(config: ScheduledClassifier, updates: int) -> optax.GradientTr
 
 
 def make_classifier(
-    config: Config | Ablation | Comparison | ActiveLearning | Learning, num_classes: int
+    config: Config | Ablation | Comparison | ActiveLearning | Learning | Search, num_classes: int
 ) -> models.ResNet:
     """The network that the configuration names."""
     architecture = getattr(models, config.classifier.architecture)
@@ -294,14 +393,15 @@ def _augment_steps(config: Augmenter, form: str) -> tuple[Callable, Callable]:
     return step, partial(steps.augment_eval_step, **options)
 
 
-def _drop_discriminator(state: steps.State, key: Array) -> steps.State:
+def _classifier_alone(state: steps.State, key: Array) -> steps.State:
+    """Without what only an augmenter's training needs."""
     del key
-    return state.replace(discriminator=None)
+    return state.replace(discriminator=None, snapshots=None)
 
 
 def fresh_optimizer(
     tx: optax.GradientTransformation, state: steps.State, key: Array
 ) -> steps.State:
-    """The same weights under a new optimiser, and no discriminator."""
+    """The same weights under a new optimiser, and the classifier alone."""
     fresh = state.classifier.replace(tx=tx, opt_state=tx.init(state.classifier.params))
-    return _drop_discriminator(state.replace(classifier=fresh), key)
+    return _classifier_alone(state.replace(classifier=fresh), key)

@@ -89,6 +89,31 @@ def with_labels(policy: ImagePolicy) -> MixingPolicy:
     return lambda key, images, labels: (policy(key, images), labels)
 
 
+def either(first: ImagePolicy, second: ImagePolicy, share: float = 0.5) -> ImagePolicy:
+    """Each image by one of two policies, drawn independently.
+
+    Args:
+      first, second: image policies of the same result; both are computed for all images.
+      share: probability of the second, in [0, 1].
+
+    Returns:
+      An image policy.
+
+    Raises:
+      ValueError: on another share.
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"share must be within [0, 1], got {share}")
+
+    def drawn(key: Array, images: ArrayLike) -> Array:
+        one, other = (policy(jax.random.fold_in(key, i), images) for i, policy in enumerate(both))
+        chosen = jax.random.bernoulli(jax.random.fold_in(key, 2), share, (len(one), 1, 1, 1))
+        return jnp.where(chosen, other, one)
+
+    both = first, second
+    return drawn
+
+
 def identity(key: Array, images: ArrayLike) -> Array:
     """The images as they are."""
     del key

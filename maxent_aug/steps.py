@@ -37,11 +37,16 @@ class ModelState(TrainState):
 
 
 class State(struct.PyTreeNode):
-    """The three networks of the paper; None for those that a phase does not have."""
+    """The three networks of the paper; None for those that a phase does not have.
+
+    And, where they are recorded, the augmenter's weights in the course of a joint phase: the tree
+    of its params with an axis of snapshots before the others.
+    """
 
     classifier: ModelState
     augmenter: ModelState | None = None
     discriminator: ModelState | None = None
+    snapshots: Any = None
 
 
 def create_model_state(
@@ -111,6 +116,8 @@ def _augmented_share(
     """
     count = len(images)
     number = max(1, round(share * count))
+    if 8 < number < count:
+        number -= number % 8  # so that up to 8 devices get equal parts
     chosen = np.arange(number) * count // number
     uncertainty = losses.uncertainty(state.classifier(images[chosen]))
     augmented, _ = _augmenter(state)(
@@ -337,6 +344,49 @@ def joint_step(
         **options,
     )
     return state.replace(classifier=classifier, augmenter=augmenter), metrics | matching_metrics
+
+
+def recorded_step(
+    state: State, *arguments: Any, step: Callable[..., tuple[State, Metrics]], updates: int, **more
+) -> tuple[State, Metrics]:
+    """A step that also keeps the augmenter's new weights as the snapshot of this time.
+
+    Args:
+      state: with snapshots.
+      arguments, more: of the step.
+      step: `joint_step`.
+      updates: of the classifier in the phase, which the snapshots divide evenly.
+    """
+    time = _snapshot(state, updates)
+    state, metrics = step(state, *arguments, **more)
+    snapshots = jax.tree.map(
+        lambda kept, new: kept.at[time].set(new), state.snapshots, _augmenter(state).params
+    )
+    return state.replace(snapshots=snapshots), metrics
+
+
+def replayed_step(
+    state: State, images: Array, labels: Array, key: Array, *, share: float, updates: int
+) -> tuple[State, Metrics]:
+    """`classifier_step` of a new classifier, on what the augmenter did at the same time before.
+
+    Args:
+      state: with the snapshots of `recorded_step`.
+      images, labels, key, share: of `classifier_step`.
+      updates: of `recorded_step`; later ones have the last snapshot.
+    """
+    time, augmenter = _snapshot(state, updates), _augmenter(state)
+    params = jax.tree.map(lambda kept: kept[time], state.snapshots)
+    trained, metrics = classifier_step(
+        state.replace(augmenter=augmenter.replace(params=params)), images, labels, key, share=share
+    )
+    return trained.replace(augmenter=augmenter), metrics
+
+
+def _snapshot(state: State, updates: int) -> Array:
+    """The index of the snapshot that the classifier's next update belongs to."""
+    count = len(jax.tree.leaves(state.snapshots)[0])
+    return jnp.minimum(state.classifier.step * count // updates, count - 1)
 
 
 def augment_step(

@@ -14,7 +14,7 @@ import pytest
 from absl import app, flags
 from absl.testing import flagsaver
 
-from experiments import ablation, active_learning, cli, compare, learn, paper
+from experiments import ablation, active_learning, cli, compare, learn, paper, search
 from maxent_aug import config, data, models, run_folder, train
 from maxent_aug.config import PRESETS, Config
 
@@ -159,6 +159,7 @@ EXPERIMENTS = {
     "paper": (paper, PRESETS),
     "compare": (compare, config.COMPARISON_PRESETS),
     "ablation": (ablation, config.ABLATION_PRESETS),
+    "search": (search, config.SEARCH_PRESETS),
     "learn": (learn, config.LEARNING_PRESETS),
     "active_learning": (active_learning, config.ACTIVE_LEARNING_PRESETS),
 }

@@ -17,7 +17,8 @@ from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from experiments import active_learning, cli, compare
+from experiments import active_learning, cli, compare, search
+from experiments.named_policies import named_policy
 from maxent_aug import (
     augmenter_file,
     checkpoint,
@@ -131,6 +132,13 @@ def legs_of_active_learning(settings):
     return active_learning._legs(settings, digits, sizes, "learning_loss")
 
 
+def legs_of_search(settings):
+    bounds = phases.affine_bounds(search.draw(settings.bounds, 0))
+    trials = {"trial-00": named_policy(["half_affine"], 10, bounds)}
+    steps_per_epoch = IMAGES // settings.batch_size
+    return tuple(phases.search(settings, trials, SHAPE, 10, steps_per_epoch).values())
+
+
 def legs_of_learning(settings):
     steps_per_epoch = IMAGES // settings.batch_size
     return phases.learning(settings, programs.unchanged, SHAPE, 10, steps_per_epoch)
@@ -140,6 +148,7 @@ EXPERIMENTS = {
     "paper": (config.PRESETS, lambda settings: phases.schedule(settings, SHAPE, 10)),
     "compare": (config.COMPARISON_PRESETS, legs_of_comparison),
     "ablation": (config.ABLATION_PRESETS, legs_of_ablation),
+    "search": (config.SEARCH_PRESETS, legs_of_search),
     "learn": (config.LEARNING_PRESETS, legs_of_learning),
     "active_learning": (config.ACTIVE_LEARNING_PRESETS, legs_of_active_learning),
 }

@@ -20,6 +20,7 @@ IMAGE_POLICIES = {
     "flip_crop": ma.flip_crop,
     "flip_crop, reflect": partial(ma.flip_crop, pad=3, padding_mode="reflect"),
     "random_affine": ma.random_affine,
+    "either": ma.either(ma.flip, ma.random_affine),
     "cutout": partial(ma.cutout, size=5, fill=9),
     "rand_augment": ma.rand_augment,
     "trivial_augment": ma.trivial_augment,
@@ -184,6 +185,22 @@ def test_random_affine_is_within_its_bounds(only):
     if only is None:
         assert (np.abs(np.mean(found, 0)) < 5 * bounds / np.sqrt(3 * batch)).all()
         assert np.abs(np.corrcoef(found.T) - np.eye(6)).max() < 0.35
+
+
+def test_either_takes_each_image_from_one_of_two_policies():
+    images = images_of((400, 4, 4, 1))
+
+    def shifted(key, images):
+        return jnp.roll(images, 1, axis=1)
+
+    for share in (0.0, 0.25, 1.0):
+        out = jax.jit(ma.either(ma.identity, shifted, share))(KEY, images)
+        kept = jnp.all(out == images, axis=(1, 2, 3))
+        moved = jnp.all(out == shifted(None, images), axis=(1, 2, 3))
+        assert bool(jnp.all(kept | moved)) and out.dtype == images.dtype
+        assert abs(float(jnp.mean(moved)) - share) <= 4 * np.sqrt(share * (1 - share) / 400)
+    with pytest.raises(ValueError, match="share must be within"):
+        ma.either(ma.identity, shifted, 1.5)
 
 
 def test_default_bounds():

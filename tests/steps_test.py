@@ -113,6 +113,32 @@ def test_the_joint_phase_changes_classifier_and_augmenter(state, stochastic, bat
         assert optax.tree.norm(difference) < 1e-3 * optax.tree.norm(plain.classifier.params)
 
 
+def test_a_replay_has_the_augmenter_of_the_same_time(state, stochastic, batch):
+    """Four updates in two snapshots: the second and the fourth; afterwards the last."""
+    images, labels = batch
+    stack = jax.tree.map(lambda x: jnp.zeros((2, *x.shape)), stochastic.params)
+    joint = partial(steps.joint_step, share=1.0, unseen=images[:8])
+    record = jax.jit(partial(steps.recorded_step, step=joint, updates=4))
+    at = steps.State(state.classifier, stochastic, snapshots=stack)
+    augmenters = []
+    for i in range(4):
+        plain, _ = jax.jit(joint)(at.replace(snapshots=None), images, labels, jax.random.key(i))
+        at, _ = record(at, images, labels, jax.random.key(i))
+        assert not changed(plain, at.replace(snapshots=None))
+        augmenters.append(at.augmenter)
+    for index, time in enumerate((1, 3)):
+        kept = jax.tree.map(lambda x, i=index: x[i], at.snapshots)
+        assert not changed(kept, augmenters[time].params)
+    replay = jax.jit(partial(steps.replayed_step, share=1.0, updates=4))
+    again = steps.State(state.classifier, at.augmenter, snapshots=at.snapshots)
+    step = jax.jit(partial(steps.classifier_step, share=1.0))
+    for time in (1, 1, 3, 3, 3):
+        by_hand, _ = step(again.replace(augmenter=augmenters[time]), images, labels, KEY)
+        again, _ = replay(again, images, labels, KEY)
+        chex.assert_trees_all_close(by_hand.classifier.params, again.classifier.params, rtol=1e-5)
+        assert not changed((again.augmenter, again.snapshots), (at.augmenter, at.snapshots))
+
+
 def test_one_box_for_all_is_each_images_own_only_while_these_are_alike(state, stochastic, batch):
     evaluate = jax.jit(steps.joint_eval_step)
     new = evaluate(steps.State(state.classifier, stochastic), *batch)

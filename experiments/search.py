@@ -1,0 +1,137 @@
+"""The best bounds of random affine transforms, by a search: what learning them has to beat.
+
+Draws bounds at random, trains a classifier under each, as experiments.compare does, and tests it on
+training images that were held out. half_affine flips every other image, shifts a half of them by
+whole pixels as flip_crop does, and transforms the other half: what a learned augmenter does, but
+with bounds that are not learned. Run it again in the same folder to resume, or to add seeds.
+
+  python -m experiments.search --preset=small               20 trials on 5,000 images of CIFAR-10
+  python -m experiments.search --config.policy=random_affine
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from experiments import cli
+from experiments.named_policies import AFFINE, NAMES, named_policy
+from maxent_aug import metrics, phases, programs, run_folder, train
+from maxent_aug.config import SEARCH_PRESETS, Bounds, Search
+from maxent_aug.processes import on_first
+from maxent_aug.progress import Progress, duration
+
+
+def main(settings: cli.Settings) -> None:
+    """Trains every trial with every seed, and writes what came out to the run's folder."""
+    config = settings.config
+    names = _check(config)
+    train_set, test_set = cli.load_data(config, settings.data_dir)
+    mesh = programs.make_mesh()
+    classes, shape = len(train_set.class_names), train_set.images.shape[1:]
+    examples = config.data.train_examples or len(train_set.images) - config.data.held_out
+    trials = {f"trial-{i:02}": draw(config.bounds, i) for i in range(config.trials)}
+    policies = {
+        name: named_policy(names, classes, phases.affine_bounds(bounds))
+        for name, bounds in trials.items()
+    }
+    legs = phases.search(config, policies, shape, classes, examples // config.batch_size)
+    with cli.open_run(settings) as (writer, stop):
+        progress, clock = Progress(), train.Clock(tuple(legs.values()), settings.seeds)
+        progress.say(f"{settings.experiment}, preset {settings.preset}, in {settings.workdir}")
+        for seed in range(settings.seeds):
+            on_device = programs.put_data(*cli.choose(train_set, test_set, config, seed), mesh)
+            run = train.Run(
+                config, settings.workdir, on_device, mesh, writer, progress, clock, stop
+            )
+            for leg in legs.values():
+                train.train_phase(run, leg, seed, None)
+        result = on_first(partial(_write, settings, trials, legs))
+    _print(settings, result)
+
+
+def _check(config: Search) -> list[str]:
+    """The names joined in --config.policy. Raises UsageError."""
+    names = config.policy.split("+")
+    unknown = [name for name in names if name not in NAMES]
+    if unknown or not set(names) & set(AFFINE):
+        raise cli.UsageError(
+            f"--config.policy={config.policy} is not allowed (of {', '.join(NAMES)}; + joins "
+            f"several; one of {', '.join(AFFINE)} among them)"
+        )
+    if not config.data.held_out:
+        raise cli.UsageError(
+            "--config.data.held_out=0 is not allowed: a search needs training images to choose by"
+        )
+    return names
+
+
+def draw(most: Bounds, trial: int) -> Bounds:
+    """A trial's bounds: each uniform from none to the most, those of a ratio in its logarithm."""
+    shares = np.random.default_rng(trial).uniform(size=5)
+    scaled = (
+        most.shift * shares[0],
+        most.rotation * shares[1],
+        math.exp(math.log(most.scale) * shares[2]),
+        math.exp(math.log(most.aspect) * shares[3]),
+        most.shear * shares[4],
+    )
+    # Few digits, so that the flags that are printed are the bounds themselves.
+    return Bounds(*(float(f"{value:.4g}") for value in scaled))
+
+
+def as_flags(bounds: Mapping[str, float]) -> str:
+    """Bounds as the command line takes them."""
+    return " ".join(f"--config.bounds.{name}={value}" for name, value in bounds.items())
+
+
+def _write(
+    settings: cli.Settings, trials: Mapping[str, Bounds], legs: Mapping[str, phases.Phase]
+) -> dict[str, Any]:
+    """Writes search.json, the best trial first: its content."""
+    records = metrics.read(settings.workdir / "metrics.jsonl")
+    records = [r for r in records if r["seed"] < settings.seeds and r["branch"] in legs]
+    found = {
+        name: metrics.accuracies(records, leg.branch, leg.kind, leg.epochs)
+        for name, leg in legs.items()
+    }
+    table = {
+        name: {
+            "bounds": asdict(trials[name]),
+            **metrics.mean_and_sd(found[name].values()),
+            "per_seed": {str(seed): value for seed, value in found[name].items()},
+        }
+        for name in sorted(found, key=lambda name: -np.mean(list(found[name].values())))
+    }
+    result = {
+        **cli.heading(settings),
+        "note": "accuracy of the last epoch on held-out training images",
+        "best": next(iter(table)),
+        "table": table,
+        "seconds": sum(r["seconds"] for r in records),
+        "config": settings.identity["config"],
+        **run_folder.environment(),
+    }
+    run_folder.write_json(settings.workdir / "search.json", result)
+    return result
+
+
+def _print(settings: cli.Settings, result: Mapping[str, Any]) -> None:
+    names = list(asdict(Bounds()))
+    print(f"\n{'':<12}accuracy      sd   n" + "".join(f"{name:>10}" for name in names))
+    for trial, row in result["table"].items():
+        sd = "     -" if row["sd"] is None else f"{row['sd']:.4f}"
+        values = "".join(f"{row['bounds'][name]:>10.4g}" for name in names)
+        print(f"  {trial:<10}  {row['mean']:.4f}  {sd}  {row['n']:>2}{values}")
+    policy, best = settings.config.policy, result["table"][result["best"]]["bounds"]
+    print(f"\n{result['note']}")
+    print(f"{duration(result['seconds'])} on {result['device']}; search.json in {settings.workdir}")
+    print(f"the best, on test images: python -m experiments.compare --preset={settings.preset}")
+    print(f"  --policies={policy} {as_flags(best)}")
+
+
+if __name__ == "__main__":
+    cli.run("search", SEARCH_PRESETS, main)
