@@ -38,11 +38,10 @@ def main(settings: cli.Settings) -> None:
     train_set, test_set = cli.load_data(config, settings.data_dir)
     mesh = programs.make_mesh()
     shape, classes = train_set.images.shape[1:], len(train_set.class_names)
-    variants = phases.ablation(config, shape, classes)
+    pretrain, baseline, variants = phases.ablation(config, shape, classes)
     with cli.open_run(settings) as (writer, stop):
-        pretrain = next(iter(variants.values()))[0]
-        rest = [leg for legs in variants.values() for leg in legs[1:]]
-        progress, clock = Progress(), train.Clock((pretrain, *rest), settings.seeds)
+        legs = (pretrain, baseline, *sum(variants.values(), ()))
+        progress, clock = Progress(), train.Clock(legs, settings.seeds)
         progress.say(f"{settings.experiment}, preset {settings.preset}, in {settings.workdir}")
         for seed in range(settings.seeds):
             on_device = programs.put_data(*cli.choose(train_set, test_set, config, seed), mesh)
@@ -50,15 +49,18 @@ def main(settings: cli.Settings) -> None:
                 config, settings.workdir, on_device, mesh, writer, progress, clock, stop
             )
             begun = train.train_phase(run, pretrain, seed, None)
-            for _, augment, finetune in variants.values():
+            train.train_phase(run, baseline, seed, begun)
+            for augment, finetune in variants.values():
                 learned = train.train_phase(run, augment, seed, begun)
                 train.train_phase(run, finetune, seed, learned)
-        result = on_first(partial(_write, settings, variants))
+        result = on_first(partial(_write, settings, baseline, variants))
     _print(settings, result)
 
 
 def _write(
-    settings: cli.Settings, variants: Mapping[tuple[str, ...], Sequence[phases.Phase]]
+    settings: cli.Settings,
+    baseline: phases.Phase,
+    variants: Mapping[tuple[str, ...], Sequence[phases.Phase]],
 ) -> dict[str, Any]:
     """Writes ablation.json and the plot: the content of the first."""
     from maxent_aug import figures  # matplotlib writes a cache of fonts when it is imported
@@ -74,6 +76,7 @@ def _write(
             "bound": AT_BOUNDS,
             "unrecognisable": LOST_ACCURACY,
         },
+        "without_augmenter": _accuracy(records, baseline),
         "table": rows,
         "factors": _marginals(variants, rows),
         "seconds": sum(r["seconds"] for r in records),
@@ -89,7 +92,7 @@ def _write(
 
 def _row(records: Sequence[metrics.Record], legs: Sequence[phases.Phase]) -> dict[str, Any]:
     """Of a variant: means and deviations over seeds, each epoch of phase 2, and its collapses."""
-    _, augment, finetune = legs
+    augment, finetune = legs
     own = [r for r in records if (r["branch"], r["phase"]) == (augment.branch, "augment")]
     last = [r for r in own if r["epoch"] == augment.epochs]
     means = {name: float(np.mean([r[name] for r in last])) for name in MEASURES}
@@ -153,6 +156,7 @@ def _print(settings: cli.Settings, result: Mapping[str, Any]) -> None:
             f"  {name:<44}{row['accuracy']['mean']:>8.4f}{values}{row['entropy_after']:>9.2f}"
             f"{row['test_augmented_accuracy']:>15.3f}   {', '.join(row['collapses']) or '-'}"
         )
+    print(f"  {'no augmenter in phase 3':<44}{result['without_augmenter']['mean']:>8.4f}")
     print("\nMeans over the variants with each:")
     for level, row in result["factors"].items():
         shares = ", ".join(f"{name} {share:.0%}" for name, share in row["collapsed"].items())

@@ -92,7 +92,7 @@ def _classifier_phases(
 
 def ablation(
     config: Ablation, image_shape: tuple[int, ...], num_classes: int
-) -> dict[tuple[str, ...], tuple[Phase, ...]]:
+) -> tuple[Phase, Phase, dict[tuple[str, ...], tuple[Phase, Phase]]]:
     """Phases 2 and 3 of the paper, from one pretrained classifier, for all variants of phase 2.
 
     Args:
@@ -101,8 +101,8 @@ def ablation(
       num_classes: m.
 
     Returns:
-      The phases, in order, of each variant: form of the loss, discriminator or alone, free or
-      bounded, deterministic or stochastic; the first, pretraining, is the same for all.
+      Pretraining; phase 3 without an augmenter; and phases 2 and 3 of each variant: form of the
+      loss, discriminator or alone, free or bounded, deterministic or stochastic.
     """
     pretrain, finetune = _classifier_phases(config, image_shape, num_classes)
     factors, variants = config.factors, {}
@@ -120,8 +120,8 @@ def ablation(
         )
         branch, epochs = "-".join(variant), config.epochs.augment
         augment = Phase(branch, "augment", epochs, begin_augment, *games[form], follows=pretrain)
-        variants[variant] = (pretrain, augment, finetune(branch, augment))
-    return variants
+        variants[variant] = augment, finetune(branch, augment)
+    return pretrain, finetune("baseline", pretrain), variants
 
 
 def comparison(

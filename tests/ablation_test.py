@@ -43,6 +43,8 @@ def test_every_variant_is_trained_once_and_has_its_row(go, tmp_path, monkeypatch
     }
     assert set(result["table"]) == names
     shown = capsys.readouterr().out
+    ends = [r for r in metrics.read(tmp_path / "metrics.jsonl") if r["branch"] == "baseline"]
+    assert result["without_augmenter"]["mean"] == ends[-1]["test_accuracy"]
     for name, row in result["table"].items():
         assert name in shown
         assert (row["spread_of_draws"] > 1e-3) == name.endswith("stochastic")
@@ -52,7 +54,7 @@ def test_every_variant_is_trained_once_and_has_its_row(go, tmp_path, monkeypatch
     }  # fmt: skip
     assert (tmp_path / "figures" / "collapses.png").stat().st_size > 10_000
     records = metrics.read(tmp_path / "metrics.jsonl")
-    assert len(records) == 1 + 4 * (2 + 1)
+    assert len(records) == 1 + 1 + 4 * (2 + 1)
     with_judge = [r["branch"] for r in records if "test_discriminator_loss" in r]
     assert with_judge and all("-discriminator-" in branch for branch in with_judge)
     monkeypatch.setattr(train, "_train_epoch", lambda *_: pytest.fail("trained again"))
@@ -60,11 +62,12 @@ def test_every_variant_is_trained_once_and_has_its_row(go, tmp_path, monkeypatch
 
 
 def test_the_full_factorial_has_one_pretrained_classifier():
-    variants = phases.ablation(ABLATION_PRESETS["small"], (8, 8, 1), 10)
+    pretrain, baseline, variants = phases.ablation(ABLATION_PRESETS["small"], (8, 8, 1), 10)
     assert len(variants) == 32
-    assert len({legs[0].name for legs in variants.values()}) == 1
-    names = [leg.name for legs in variants.values() for leg in legs[1:]]
-    assert len(set(names)) == 64
+    begun = {augment.follows for augment, _ in variants.values()}
+    assert begun == {pretrain} == {baseline.follows}
+    names = [leg.name for legs in variants.values() for leg in legs]
+    assert len({*names, pretrain.name, baseline.name}) == 66
 
 
 @pytest.mark.parametrize(

@@ -122,8 +122,9 @@ def legs_of_comparison(settings):
 
 def legs_of_ablation(settings):
     factors = config.Factors(loss_forms=("intended",), draws=("stochastic",))
-    variants = phases.ablation(dataclasses.replace(settings, factors=factors), SHAPE, 10)
-    return tuple(dict.fromkeys(leg for legs in variants.values() for leg in legs))
+    replaced = dataclasses.replace(settings, factors=factors)
+    pretrain, baseline, variants = phases.ablation(replaced, SHAPE, 10)
+    return (pretrain, baseline, *sum(variants.values(), ()))
 
 
 def legs_of_active_learning(settings):
