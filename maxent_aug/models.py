@@ -281,6 +281,16 @@ class StochasticAugmenter(nn.Module):
         place = jax.random.uniform(key, box.centre.shape, minval=-1.0)
         return bounded_affine(box.centre + box.half_width * place, self.bounds)
 
+    def chosen(self, count: int) -> np.ndarray:
+        """Indices of the images that are transformed, of so many in random order: evenly spread.
+
+        Where they are more than 8, a multiple of 8, so that devices get equal parts.
+        """
+        number = max(1, round(self.share * count))
+        if 8 < number < count:
+            number -= number % 8
+        return np.arange(number) * count // number
+
     def __call__(
         self,
         images: Array,

@@ -163,7 +163,7 @@ def comparison(
             joint = _joint(branch, config, begin, policy, image_shape)
             updates = joint.epochs * steps_per_epoch
             joint = _recorded(joint, updates)
-            rest = _frozen(config, joint)
+            rest = _rest(config, joint)
             if form == "replayed":
                 rest = _replayed(row, config, begin, joint, updates)
             phases[row] = joint, rest
@@ -220,7 +220,7 @@ def learning(
     """
     begin = _begin_scheduled(config, image_shape, num_classes, steps_per_epoch)
     joint = _joint("learned", config, begin, policy, image_shape)
-    return joint, _frozen(config, joint)
+    return joint, _rest(config, joint)
 
 
 def affine_bounds(bounds: Bounds) -> AffineBounds:
@@ -261,20 +261,20 @@ def _joint(
 
     epochs = config.epochs.train
     together = min(epochs - 1, max(1, round(learned.together * epochs)))
-    step = partial(steps.joint_step, share=learned.share, strictness=learned.strictness)
+    step = partial(steps.joint_step, strictness=learned.strictness)
     unseen = programs.Unseen(learned.unseen, max(1, config.batch_size // learned.every))
     evaluate = steps.joint_eval_step
     return Phase(branch, "joint", together, begin, step, evaluate, policy=policy, unseen=unseen)
 
 
-def _frozen(config: Comparison | Learning, joint: Phase) -> Phase:
+def _rest(config: Comparison | Learning, joint: Phase) -> Phase:
     """The rest of the epochs: the classifier alone, no image unseen any more."""
     return replace(
         joint,
         kind="finetune",
         epochs=config.epochs.train - joint.epochs,
         begin=_classifier_alone,
-        step=partial(steps.classifier_step, share=config.learned.share),
+        step=steps.frozen_step,
         follows=joint,
         unseen=programs.ALL_SEEN,
     )
@@ -315,7 +315,7 @@ def _replayed(
         kind="replay",
         epochs=config.epochs.train,
         begin=begin,
-        step=partial(steps.replayed_step, share=config.learned.share, updates=updates),
+        step=partial(steps.replayed_step, updates=updates),
         follows=joint,
         unseen=programs.ALL_SEEN,
     )

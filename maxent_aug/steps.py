@@ -87,7 +87,7 @@ def denormalize(images: Array, mean: Array, sd: Array) -> Array:
 
 
 def classifier_step(
-    state: State, images: Array, labels: Array, key: Array, *, share: float | None = None
+    state: State, images: Array, labels: Array, key: Array
 ) -> tuple[State, Metrics]:
     """Phases 1 and 3: one update of the classifier, on the augmenter's images if there is one.
 
@@ -96,31 +96,36 @@ def classifier_step(
       images: [B, H, W, C] normalised.
       labels: [B] integers, or [B, m] probabilities.
       key: a typed random key, for the augmenter's draws.
-      share: of the images that a `StochasticAugmenter` transforms; None for other augmenters.
     """
-    if share is not None:
-        images, _, _ = _augmented_share(state, images, key, share)
-    elif state.augmenter is not None:
+    if state.augmenter is not None:
         images, _ = state.augmenter(images, key)
     classifier, metrics = _classifier_update(state.classifier, images, labels)
     return state.replace(classifier=classifier), metrics
 
 
-def _augmented_share(
-    state: State, images: Array, key: Array, share: float
-) -> tuple[Array, np.ndarray, Array]:
+def frozen_step(state: State, images: Array, labels: Array, key: Array) -> tuple[State, Metrics]:
+    """One update of the classifier, on what a `StochasticAugmenter`, frozen here, does.
+
+    Args:
+      state: without a discriminator.
+      images: [B, H, W, C] normalised, in random order.
+      labels: [B] integers, or [B, m] probabilities.
+      key: a typed random key.
+    """
+    images, _, _ = _augmented(state, images, key)
+    classifier, metrics = _classifier_update(state.classifier, images, labels)
+    return state.replace(classifier=classifier), metrics
+
+
+def _augmented(state: State, images: Array, key: Array) -> tuple[Array, np.ndarray, Array]:
     """(augmented, which were transformed [N], their uncertainties [N]).
 
-    Not which images are transformed is random, since their order is, but how: so the classifier
-    need not see, as they are, the images whose uncertainty does not matter.
+    The classifier need not see, as they are, the images whose uncertainty does not matter.
     """
-    count = len(images)
-    number = max(1, round(share * count))
-    if 8 < number < count:
-        number -= number % 8  # so that up to 8 devices get equal parts
-    chosen = np.arange(number) * count // number
+    augmenter, count = _augmenter(state), len(images)
+    chosen = augmenter(count, method="chosen")
     uncertainty = losses.uncertainty(state.classifier(images[chosen]))
-    augmented, _ = _augmenter(state)(
+    augmented, _ = augmenter(
         images,
         key,
         jnp.zeros(count).at[chosen].set(uncertainty),
@@ -313,8 +318,6 @@ def joint_step(
     labels: Array,
     key: Array,
     unseen: Array,
-    *,
-    share: float = 0.5,
     **options: Any,
 ) -> tuple[State, Metrics]:
     """The joint phase: an update of the classifier on the augmenter's images, one of the augmenter.
@@ -327,11 +330,10 @@ def joint_step(
       labels: [B] integers, or [B, m] probabilities.
       key: a typed random key.
       unseen: [U, H, W, C] normalised.
-      share: of the images that are transformed, in (0, 1].
       options: of `matching_step`.
     """
     key, matching_key = jax.random.split(key)
-    augmented, chosen, uncertainty = _augmented_share(state, images, key, share)
+    augmented, chosen, uncertainty = _augmented(state, images, key)
     classifier, metrics = _classifier_update(state.classifier, augmented, labels)
     learned_from = slice(0, None, max(1, len(chosen) // len(unseen)))
     augmenter, matching_metrics = matching_step(
@@ -366,20 +368,19 @@ def recorded_step(
 
 
 def replayed_step(
-    state: State, images: Array, labels: Array, key: Array, *, share: float, updates: int
+    state: State, images: Array, labels: Array, key: Array, *, updates: int
 ) -> tuple[State, Metrics]:
-    """`classifier_step` of a new classifier, on what the augmenter did at the same time before.
+    """`frozen_step` of a new classifier, on what the augmenter did at the same time before.
 
     Args:
       state: with the snapshots of `recorded_step`.
-      images, labels, key, share: of `classifier_step`.
+      images, labels, key: of `frozen_step`.
       updates: of `recorded_step`; later ones have the last snapshot.
     """
     time, augmenter = _snapshot(state, updates), _augmenter(state)
     params = jax.tree.map(lambda kept: kept[time], state.snapshots)
-    trained, metrics = classifier_step(
-        state.replace(augmenter=augmenter.replace(params=params)), images, labels, key, share=share
-    )
+    then = state.replace(augmenter=augmenter.replace(params=params))
+    trained, metrics = frozen_step(then, images, labels, key)
     return trained.replace(augmenter=augmenter), metrics
 
 

@@ -243,3 +243,20 @@ def test_predicted_losses_may_leave_the_classifier_alone(predictor, learns):
     slopes = jax.grad(total)(variables["params"])
     assert any(np.any(leaf) for leaf in jax.tree.leaves(slopes["classifier"])) == learns
     assert np.any(slopes["head"]["kernel"])
+
+
+@pytest.mark.parametrize("share", [0.01, 0.3, 0.5, 1.0])
+def test_chosen_images_are_evenly_spread_and_devices_get_equal_parts(share):
+    module = models.StochasticAugmenter(share=share)
+    for count in (1, 7, 50, 64, 100, 128):
+        chosen = module.apply({}, count, method="chosen")
+        assert 1 <= len(chosen) <= count and abs(len(chosen) - share * count) < 8.5
+        assert len(set(chosen)) == len(chosen) and chosen.min() >= 0 and chosen.max() < count
+        gaps = np.diff([*chosen, chosen[0] + count])
+        assert gaps.max() - gaps.min() <= 1
+        if share == 1:
+            assert len(chosen) == count
+        for devices in (2, 8):
+            if count % devices == 0 and len(chosen) > 8 and len(chosen) < count:
+                parts = np.bincount(chosen * devices // count, minlength=devices)
+                assert parts.max() == parts.min()

@@ -92,17 +92,18 @@ def stochastic():
 
 @pytest.mark.parametrize("share", [0.25, 1.0])
 def test_the_joint_phase_changes_classifier_and_augmenter(state, stochastic, batch, share):
-    before = steps.State(state.classifier, stochastic)
+    module = models.StochasticAugmenter(start_width=0.5, share=share)
+    before = steps.State(state.classifier, stochastic.replace(apply_fn=module.apply))
     images, labels = batch
     unseen = images[:8] + 0.1
-    step = jax.jit(partial(steps.joint_step, share=share))
+    step = jax.jit(steps.joint_step)
     after, metrics = step(before, images, labels, KEY, unseen)
     assert changed(after.classifier.params, before.classifier.params)
     assert changed(after.augmenter.params, before.augmenter.params)
     chex.assert_tree_all_finite((after.classifier.params, after.augmenter.params, metrics))
     # The classifier is that of a step with the augmenter frozen, and of a plain step on its images.
     key, count = jax.random.split(KEY)[0], len(images)
-    frozen, _ = jax.jit(partial(steps.classifier_step, share=share))(before, images, labels, key)
+    frozen, _ = jax.jit(steps.frozen_step)(before, images, labels, key)
     chosen = np.arange(count) % round(1 / share) == 0
     uncertainty = losses.uncertainty(state.classifier(images))
     augmented, theta = stochastic(images, key, uncertainty, chosen)
@@ -117,7 +118,7 @@ def test_a_replay_has_the_augmenter_of_the_same_time(state, stochastic, batch):
     """Four updates in two snapshots: the second and the fourth; afterwards the last."""
     images, labels = batch
     stack = jax.tree.map(lambda x: jnp.zeros((2, *x.shape)), stochastic.params)
-    joint = partial(steps.joint_step, share=1.0, unseen=images[:8])
+    joint = partial(steps.joint_step, unseen=images[:8])
     record = jax.jit(partial(steps.recorded_step, step=joint, updates=4))
     at = steps.State(state.classifier, stochastic, snapshots=stack)
     augmenters = []
@@ -129,9 +130,9 @@ def test_a_replay_has_the_augmenter_of_the_same_time(state, stochastic, batch):
     for index, time in enumerate((1, 3)):
         kept = jax.tree.map(lambda x, i=index: x[i], at.snapshots)
         assert not changed(kept, augmenters[time].params)
-    replay = jax.jit(partial(steps.replayed_step, share=1.0, updates=4))
+    replay = jax.jit(partial(steps.replayed_step, updates=4))
     again = steps.State(state.classifier, at.augmenter, snapshots=at.snapshots)
-    step = jax.jit(partial(steps.classifier_step, share=1.0))
+    step = jax.jit(steps.frozen_step)
     for time in (1, 1, 3, 3, 3):
         by_hand, _ = step(again.replace(augmenter=augmenters[time]), images, labels, KEY)
         again, _ = replay(again, images, labels, KEY)
