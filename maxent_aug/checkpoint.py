@@ -86,7 +86,8 @@ def restore_newest(manager: ocp.CheckpointManager, like: Any) -> tuple[int, Any]
       (step, tree of NumPy arrays), or None if the folder holds no checkpoint.
 
     Raises:
-      CheckpointError: if it holds some and none can be read; nothing is removed then.
+      CheckpointError: if it holds some and none can be read, or the newest has another structure;
+        nothing is removed then.
     """
     folder = Path(manager.directory)
     steps = saved_steps(folder)
@@ -97,7 +98,13 @@ def restore_newest(manager: ocp.CheckpointManager, like: Any) -> tuple[int, Any]
             logger.warning("checkpoint %s is damaged, skipped: %s", folder / str(step), damage)
             continue
         abstract = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), like)
-        tree = manager.restore(step, args=ocp.args.StandardRestore(abstract))
+        try:
+            tree = manager.restore(step, args=ocp.args.StandardRestore(abstract))
+        except ValueError as error:
+            raise CheckpointError(
+                f"checkpoint {folder / str(step)} was written by another version of the program; "
+                f"delete {folder} to train its phase again, or choose another workdir"
+            ) from error
         for later in steps[:position]:
             shutil.rmtree(folder / str(later))
         manager.reload()

@@ -171,3 +171,15 @@ def test_a_disk_with_too_little_space_is_named_before_anything_is_written(folder
     ):
         checkpoint.save(manager, 4, tree(4))
     assert sorted(folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize("change", [{"new": np.zeros(2)}, {"new": None}, {"half": None}])
+def test_another_structure_is_refused_in_one_line_and_removes_nothing(folder, change):
+    before = sorted(folder.rglob("*"))
+    with (
+        checkpoint.open_manager(folder) as manager,
+        pytest.raises(checkpoint.CheckpointError, match="another version") as error,
+    ):
+        checkpoint.restore_newest(manager, tree(0) | change)
+    assert "\n" not in str(error.value) and str(folder) in str(error.value)
+    assert sorted(folder.rglob("*")) == before
