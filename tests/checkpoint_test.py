@@ -173,7 +173,7 @@ def test_a_disk_with_too_little_space_is_named_before_anything_is_written(folder
     assert sorted(folder.rglob("*")) == before
 
 
-@pytest.mark.parametrize("change", [{"new": np.zeros(2)}, {"new": None}, {"half": None}])
+@pytest.mark.parametrize("change", [{"new": np.zeros(2)}, {"new": None}])
 def test_another_structure_is_refused_in_one_line_and_removes_nothing(folder, change):
     before = sorted(folder.rglob("*"))
     with (
