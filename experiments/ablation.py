@@ -11,6 +11,7 @@ images at the end of phase 2. Run it again in the same folder to resume, or to a
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -135,7 +136,7 @@ def _marginals(
 ) -> dict[str, dict[str, Any]]:
     """For each level of each factor, means over all variants with it."""
     found = {}
-    for level in dict.fromkeys(level for variant in variants for level in variant):
+    for level in dict.fromkeys(chain(*zip(*variants, strict=True))):
         own = [rows["-".join(variant)] for variant in variants if level in variant]
         shares = {
             name: float(np.mean([name in row["collapses"] for row in own]))

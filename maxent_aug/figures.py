@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator
 
 from maxent_aug.diagnostics import COORDINATES
 
@@ -325,6 +325,7 @@ def collapses(table: Mapping[str, Mapping[str, Any]]) -> Figure:
     axes.plot([low, high], [0.25 * low, 0.25 * high], color=GREY, linewidth=0.8, linestyle=":")
     axes.set_xlim(low, high)
     _tidy(axes, "distance from the identity, mean ‖θ − I‖", "spread between images")
+    axes.xaxis.set_major_locator(LogLocator())
     axes.set_title(
         "Left of the dotted line: the identity. Below the other: the same for all images",
         fontsize=12,
