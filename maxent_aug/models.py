@@ -3,6 +3,7 @@
 All take images [B, H, W, C] of any size from 4x4 up and any number of channels.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -281,15 +282,14 @@ class StochasticAugmenter(nn.Module):
         place = jax.random.uniform(key, box.centre.shape, minval=-1.0)
         return bounded_affine(box.centre + box.half_width * place, self.bounds)
 
-    def chosen(self, count: int) -> np.ndarray:
-        """Indices of the images that are transformed, of so many in random order: evenly spread.
+    def chosen(self, count: int) -> tuple[int, int]:
+        """(groups, number): how many images are transformed, of so many in random order.
 
-        Where they are more than 8, a multiple of 8, so that devices get equal parts.
+        The first `number` of each of so many equal groups. Groups are 8, if that divides the
+        images, so that up to 8 devices have equal parts, and need not send images to each other.
         """
-        number = max(1, round(self.share * count))
-        if 8 < number < count:
-            number -= number % 8
-        return np.arange(number) * count // number
+        groups = math.gcd(count, 8) if self.share * count >= 8 else 1
+        return groups, max(1, round(self.share * count / groups))
 
     def __call__(
         self,

@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import linen as nn
 from flax import struct
@@ -112,26 +111,34 @@ def frozen_step(state: State, images: Array, labels: Array, key: Array) -> tuple
       labels: [B] integers, or [B, m] probabilities.
       key: a typed random key.
     """
-    images, _, _ = _augmented(state, images, key)
+    images, *_ = _augmented(state, images, key)
     classifier, metrics = _classifier_update(state.classifier, images, labels)
     return state.replace(classifier=classifier), metrics
 
 
-def _augmented(state: State, images: Array, key: Array) -> tuple[Array, np.ndarray, Array]:
-    """(augmented, which were transformed [N], their uncertainties [N]).
+def _augmented(state: State, images: Array, key: Array) -> tuple[Array, Array, Array, int]:
+    """All images augmented; those that were transformed, as they were; their uncertainties; groups.
 
     The classifier need not see, as they are, the images whose uncertainty does not matter.
     """
     augmenter, count = _augmenter(state), len(images)
-    chosen = augmenter(count, method="chosen")
-    uncertainty = losses.uncertainty(state.classifier(images[chosen]))
+    groups, number = augmenter(count, method="chosen")
+    transformed = _first(images, groups, number)
+    uncertainty = losses.uncertainty(state.classifier(transformed))
+    others = (0, 0), (0, count // groups - number)
     augmented, _ = augmenter(
         images,
         key,
-        jnp.zeros(count).at[chosen].set(uncertainty),
-        jnp.zeros(count, bool).at[chosen].set(True),
+        jnp.pad(uncertainty.reshape(groups, number), others).reshape(count),
+        jnp.arange(count) % (count // groups) < number,
     )
-    return augmented, chosen, uncertainty
+    return augmented, transformed, uncertainty, groups
+
+
+def _first(batch: Array, groups: int, number: int) -> Array:
+    """The first `number` of each of so many equal groups; XLA leaves them on their devices."""
+    each = batch.shape[1:]
+    return batch.reshape(groups, -1, *each)[:, :number].reshape(-1, *each)
 
 
 def _classifier_update(
@@ -333,16 +340,16 @@ def joint_step(
       options: of `matching_step`.
     """
     key, matching_key = jax.random.split(key)
-    augmented, chosen, uncertainty = _augmented(state, images, key)
+    augmented, transformed, uncertainty, groups = _augmented(state, images, key)
     classifier, metrics = _classifier_update(state.classifier, augmented, labels)
-    learned_from = slice(0, None, max(1, len(chosen) // len(unseen)))
+    number = min(max(1, round(len(unseen) / groups)), len(transformed) // groups)
     augmenter, matching_metrics = matching_step(
         _augmenter(state),
-        images[chosen[learned_from]],
+        _first(transformed, groups, number),
         unseen,
         state.classifier,
         matching_key,
-        uncertainty=uncertainty[learned_from],
+        uncertainty=_first(uncertainty, groups, number),
         **options,
     )
     return state.replace(classifier=classifier, augmenter=augmenter), metrics | matching_metrics

@@ -104,7 +104,9 @@ def test_the_joint_phase_changes_classifier_and_augmenter(state, stochastic, bat
     # The classifier is that of a step with the augmenter frozen, and of a plain step on its images.
     key, count = jax.random.split(KEY)[0], len(images)
     frozen, _ = jax.jit(steps.frozen_step)(before, images, labels, key)
-    chosen = np.arange(count) % round(1 / share) == 0
+    groups, number = module.apply({}, count, method="chosen")
+    assert groups * number == share * count
+    chosen = np.arange(count) % (count // groups) < number
     uncertainty = losses.uncertainty(state.classifier(images))
     augmented, theta = stochastic(images, key, uncertainty, chosen)
     np.testing.assert_array_equal(np.any(np.abs(theta - np.eye(2, 3)) > 1e-4, axis=(1, 2)), chosen)

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -359,6 +360,20 @@ def test_a_joint_phase_on_one_device_and_eight():
     chex.assert_trees_all_close(one[1], eight[1], rtol=1e-3, atol=1e-3)
     assert_states_close(one[0], eight[0])
     assert small_run.digest(one[0].augmenter.params) != small_run.digest(augmenter.params)
+
+
+def test_devices_share_the_images_that_are_transformed():
+    """Each of eight sees an eighth of the 16 of 32 in the forward pass for their uncertainty."""
+    phase, mesh = joint(), small_run.mesh(8)
+    state = programs.put(mesh, jax.device_get(phase.begin(None, jax.random.key(0))))[0]
+    images = jax.device_put(
+        jnp.zeros((32, 8, 8, 1)), jax.sharding.NamedSharding(mesh, jax.P("data"))
+    )
+    labels, key = programs.put(mesh, np.zeros(32, np.int32), jax.random.key(1))
+    step = jax.jit(steps.frozen_step).lower(state, images, labels, key)
+    convolutions = re.findall(r"= f32\[(\d+),[\d,]*\]\S* convolution", step.compile().as_text())
+    assert "2" in convolutions and "4" in convolutions
+    assert not {"16", "32"} & set(convolutions)
 
 
 @pytest.mark.parametrize("unseen", [0, 3, 12, 30])
