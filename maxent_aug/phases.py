@@ -160,7 +160,7 @@ def comparison(
             continue
         if form in ("unseen", "replayed"):
             branch = row.replace("replayed", "learned")
-            joint = _joint(branch, config, begin, policy, image_shape, steps_per_epoch)
+            joint = _joint(branch, config, begin, policy, image_shape)
             updates = joint.epochs * steps_per_epoch
             joint = _recorded(joint, updates)
             rest = _rest(config, joint)
@@ -219,7 +219,7 @@ def learning(
       steps_per_epoch: with config.epochs.train, the length of the cosine.
     """
     begin = _begin_scheduled(config, image_shape, num_classes, steps_per_epoch)
-    joint = _joint("learned", config, begin, policy, image_shape, steps_per_epoch)
+    joint = _joint("learned", config, begin, policy, image_shape)
     return joint, _rest(config, joint)
 
 
@@ -247,13 +247,10 @@ def _joint(
     begin_classifier: Callable[..., steps.State],
     policy: programs.Policy,
     image_shape: tuple[int, ...],
-    steps_per_epoch: int,
 ) -> Phase:
     """Classifier and augmenter together."""
-    learned, epochs = config.learned, config.epochs.train
-    augmenter = make_augmenter(learned, config.bounds)
-    # With the classifier's: a few images a step are noise, which would stay in the boxes.
-    tx = optax.adam(cosine(learned.learning_rate, epochs * steps_per_epoch))
+    learned = config.learned
+    augmenter, tx = make_augmenter(learned, config.bounds), optax.adam(learned.learning_rate)
 
     def begin(start: None, key: Array) -> steps.State:
         augmenter_key = jax.random.fold_in(key, 1)
@@ -262,6 +259,7 @@ def _joint(
         created = created.replace(batch_stats=running)
         return begin_classifier(start, key).replace(augmenter=created)
 
+    epochs = config.epochs.train
     together = min(epochs - 1, max(1, round(learned.together * epochs)))
     step = partial(steps.joint_step, strictness=learned.strictness)
     unseen = programs.Unseen(learned.unseen, max(1, config.batch_size // learned.every))
@@ -339,15 +337,11 @@ def _begin_scheduled(
 
 def scheduled_sgd(config: ScheduledClassifier, updates: int) -> optax.GradientTransformation:
     """SGD with Nesterov's momentum and weight decay, its learning rate a falling cosine."""
+    schedule = optax.cosine_decay_schedule(config.learning_rate, min(updates, LAST_UPDATE))
     return optax.chain(
         optax.add_decayed_weights(config.weight_decay),
-        optax.sgd(cosine(config.learning_rate, updates), config.momentum, nesterov=True),
+        optax.sgd(schedule, config.momentum, nesterov=True),
     )
-
-
-def cosine(learning_rate: float, updates: int) -> optax.Schedule:
-    """From a learning rate to 0, over so many updates."""
-    return optax.cosine_decay_schedule(learning_rate, min(updates, LAST_UPDATE))
 
 
 def make_classifier(
