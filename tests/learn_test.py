@@ -76,7 +76,8 @@ def test_a_run_leaves_what_it_promises_and_a_stopped_one_the_same(
 
 
 def test_the_file_is_the_augmenter_of_the_run_with_the_bounds_asked_for(go, tmp_path):
-    assert phases.make_augmenter(MatchingAugmenter(), Bounds()).bounds == pytest.approx(DEFAULT_BOUNDS)
+    unasked = phases.make_augmenter(MatchingAugmenter(), Bounds())
+    assert unasked.bounds == pytest.approx(DEFAULT_BOUNDS)
     bounds = Bounds(shift=0.0, rotation=180.0, scale=1.0, aspect=1.0, shear=0.0)
     go(tmp_path, config=dataclasses.replace(CONFIG, bounds=bounds))
     images = small_run.digits(100, 140).images
