@@ -13,6 +13,7 @@ IMAGE_POLICIES = {
     "identity": policies.identity,
     "flip": policies.flip,
     "flip_crop": policies.flip_crop,
+    "flip_crop_reflect": partial(policies.flip_crop, padding_mode="reflect"),
     "cutout": policies.cutout,
     "rand_augment": policies.rand_augment,
     "trivial_augment": policies.trivial_augment,
@@ -51,7 +52,8 @@ def _affine(name: str, bounds: AffineBounds) -> policies.ImagePolicy:
     change = partial(policies.random_affine, bounds=bounds)
     if name == "random_affine":
         return change
-    return policies.either(policies.flip_crop, policies.compose(policies.flip, change))
+    shift = IMAGE_POLICIES["flip_crop_reflect"]
+    return policies.either(shift, policies.compose(policies.flip, change))
 
 
 def _entropy_magnitude(

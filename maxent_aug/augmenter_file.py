@@ -19,12 +19,13 @@ from maxent_aug.run_folder import write_atomically, write_json
 from maxent_aug.spatial import AffineBounds
 from maxent_aug.steps import denormalize, normalize
 
-FORMAT = 2
+FORMAT = 3
 PLATFORMS = ("cpu", "cuda", "tpu")  # of an exported program
 # What else odd files raise: encrypted, nested without end, arrays beyond all memory, widths of 0.
 _ODD = (RuntimeError, MemoryError, ArithmeticError)
 FIELDS = (
     "bounds",
+    "interpolation",
     "padding_mode",
     "start_width",
     "least_width",
@@ -158,6 +159,7 @@ def export_augmenter(path: str | Path, to: str | Path) -> dict[str, Any]:
             "units": "tx, ty: 2 is the full width; rotation: radians; the others: as they are",
             **module.bounds._asdict(),
         },
+        "interpolation": module.interpolation,
         "padding_mode": module.padding_mode,
         "share_transformed": module.share,
         "uncertainty": {"of": "a classifier, H / log2 m, assumed", "value": module.uncertainty},
@@ -192,7 +194,8 @@ class _Loaded(NamedTuple):
         augmented, theta = result
         if images.dtype == jnp.uint8:
             return denormalize(augmented, self.mean, self.sd), theta
-        return (augmented * self.sd + self.mean) * 255.0, theta
+        # A cubic passes the extremes of what it is made of.
+        return jnp.clip((augmented * self.sd + self.mean) * 255.0, 0.0, 255.0), theta
 
 
 def _read(path: Path) -> _Loaded:

@@ -229,8 +229,13 @@ class MatchingAugmenter:
         low=0,
         high=50,
     )
+    interpolation: str = _field(
+        "bicubic",
+        "between the pixels of what is transformed; bilinear blurs more",
+        choices=("bilinear", "bicubic"),
+    )
     padding_mode: str = _field(
-        "zeros", "outside the image", choices=("zeros", "border", "reflection")
+        "reflection", "outside the image", choices=("zeros", "border", "reflection")
     )
 
 

@@ -231,7 +231,8 @@ class StochasticAugmenter(nn.Module):
 
     Attributes:
       bounds: of the coordinates.
-      padding_mode: what lies outside the image, as in `grid_sample`.
+      interpolation, padding_mode: mode and padding_mode of `grid_sample`. What is blurred, or has
+        empty corners, is told from unseen images by more than its transform.
       start_width: half_width of every coordinate of a new augmenter, between least_width and 1.
       least_width: above 0.
       share: of the images that are transformed.
@@ -242,7 +243,8 @@ class StochasticAugmenter(nn.Module):
     """
 
     bounds: AffineBounds = DEFAULT_BOUNDS
-    padding_mode: str = "zeros"
+    interpolation: str = "bicubic"
+    padding_mode: str = "reflection"
     start_width: float = 0.3
     least_width: float = 0.02
     share: float = 0.5
@@ -282,7 +284,7 @@ class StochasticAugmenter(nn.Module):
         place = jax.random.uniform(key, box.centre.shape, minval=-1.0)
         return bounded_affine(box.centre + box.half_width * place, self.bounds)
 
-    def chosen(self, count: int) -> tuple[int, int]:
+    def partition(self, count: int) -> tuple[int, int]:
         """(groups, number): how many images are transformed, of so many in random order.
 
         The first `number` of each of so many equal groups. Groups are 8, if that divides the
@@ -310,7 +312,7 @@ class StochasticAugmenter(nn.Module):
             self.draw(self.box(images, uncertainty), draw_key),
             self._shift(images, shift_key),
         )
-        return warp_affine(images, theta, padding_mode=self.padding_mode), theta
+        return self._warp(images, theta), theta
 
     def transform(
         self, images: Array, key: Array, uncertainty: Array | None = None
@@ -322,7 +324,10 @@ class StochasticAugmenter(nn.Module):
     def apply_box(self, images: Array, box: Box, key: Array) -> tuple[Array, Array]:
         """(augmented, theta) drawn from given boxes, every image transformed."""
         theta = self.draw(box, key)
-        return warp_affine(images, theta, padding_mode=self.padding_mode), theta
+        return self._warp(images, theta), theta
+
+    def _warp(self, images: Array, theta: Array) -> Array:
+        return warp_affine(images, theta, mode=self.interpolation, padding_mode=self.padding_mode)
 
     def _shift(self, images: Array, key: Array) -> Array:
         """theta [B, 2, 3] of a shift by whole pixels."""

@@ -234,6 +234,7 @@ def make_augmenter(config: MatchingAugmenter, bounds: Bounds) -> models.Stochast
     """The network that the configuration describes."""
     return models.StochasticAugmenter(
         bounds=affine_bounds(bounds),
+        interpolation=config.interpolation,
         padding_mode=config.padding_mode,
         start_width=config.start_width,
         share=config.share,

@@ -167,29 +167,33 @@ def random_affine(
     images: ArrayLike,
     *,
     bounds: AffineBounds | tuple[float, ...] = DEFAULT_BOUNDS,
-    padding_mode: str = "zeros",
+    interpolation: str = "bicubic",
+    padding_mode: str = "reflection",
 ) -> Array:
     """Affine transforms whose six coordinates are uniform in [-bound, bound].
 
-    The control of a learned augmenter: its coordinates, its bilinear sampler, no learning.
+    The control of a learned augmenter: its coordinates, its sampler, no learning.
     torchvision's RandomAffine, in the parts of `affine_matrix`.
 
     Args:
       key: a jax.random.key.
       images: [B, H, W, C], uint8 or float32.
       bounds: of (tx, ty, rotation, log_scale, log_aspect, shear); see `AffineBounds`.
-      padding_mode: see `grid_sample`.
+      interpolation, padding_mode: mode and padding_mode of `grid_sample`.
 
     Returns:
       [B, H, W, C] in the images' dtype, rounded where that is uint8.
 
     Raises:
-      ValueError: on other images or padding_mode, or bounds that are not six numbers, at least 0.
+      ValueError: on other images, interpolation or padding_mode, or bounds that are not six
+        numbers, at least 0.
     """
     images = check_images(images)
     shares = jax.random.uniform(key, (len(images), 6), minval=-1.0)
     theta = bounded_affine(shares, bounds)
-    return in_dtype(warp_affine(images, theta, padding_mode=padding_mode), images.dtype)
+    warped = warp_affine(images, theta, mode=interpolation, padding_mode=padding_mode)
+    # A cubic passes the extremes of what it is made of.
+    return in_dtype(jnp.clip(warped, 0, 255), images.dtype)
 
 
 def cutout(key: Array, images: ArrayLike, *, size: int = 16, fill: ArrayLike = 0) -> Array:

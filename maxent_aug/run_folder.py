@@ -7,7 +7,7 @@ import os
 import platform
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +143,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 def environment() -> dict[str, Any]:
     """Versions of the packages and of Python, and the devices, for a result."""
-    versions = {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
+    versions = {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES}
     devices = jax.devices()
     device = f"{len(devices)} x {devices[0].device_kind}"
     if devices[0].platform == "cpu":
@@ -151,6 +151,14 @@ def environment() -> dict[str, Any]:
     if jax.process_count() > 1:
         device = f"{device}, {jax.process_count()} processes"
     return {"versions": versions, "device": device}
+
+
+def _version(package: str) -> str | None:
+    """None where it is not installed: this one may be on the path alone, some are not for all."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _processor() -> str:

@@ -16,7 +16,9 @@ import numpy as np
 from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
 
-_MODES = ("bilinear", "nearest")
+CUBIC = -0.75  # PyTorch's choice among the cubic kernels of Keys 1981: the slope at distance 1
+
+_MODES = ("bilinear", "bicubic", "nearest")
 _PADDING_MODES = ("zeros", "border", "reflection")
 _METHODS = ("auto", "gather", "matmul")
 
@@ -205,7 +207,8 @@ def grid_sample(
     Args:
       image: [..., H, W, C], any real dtype.
       grid: [..., H', W', 2], normalised (x, y); leading dimensions broadcast with the image's.
-      mode: "bilinear" or "nearest" (ties to even; no gradient in the grid).
+      mode: "bilinear", "bicubic" (16 pixels each: blurs less, and may pass the image's extremes) or
+        "nearest" (ties to even; no gradient in the grid).
       padding_mode: what lies outside: "zeros", "border" (the nearest pixel) or "reflection".
       align_corners: whether -1 and 1 are the centres of the outermost pixels or their outer edges.
       method: "gather", "matmul" (neither gather nor scatter, for TPUs, where these are slow; cost
@@ -231,6 +234,7 @@ def warp_affine(
     theta: ArrayLike,
     *,
     size: Sequence[int] | None = None,
+    mode: str = "bilinear",
     padding_mode: str = "zeros",
     align_corners: bool = False,
     method: str = "auto",
@@ -243,7 +247,7 @@ def warp_affine(
       image: [..., H, W, C], any real dtype.
       theta: [..., 2, 3]; leading dimensions broadcast with the image's.
       size: (height, width) of the result, by default the image's.
-      padding_mode, align_corners, method: see `grid_sample`.
+      mode, padding_mode, align_corners, method: see `grid_sample`.
 
     Returns:
       [..., *size, C] in the image's dtype, float32 for integers.
@@ -256,7 +260,7 @@ def warp_affine(
     size = image.shape[-3:-1] if size is None else _check_size(size)
     half = _half_extents(image.shape[-3:-1], align_corners)
     x, y = _affine_position(theta, size, half, align_corners)
-    return _sample(image, x, y, "bilinear", padding_mode, align_corners, method)
+    return _sample(image, x, y, mode, padding_mode, align_corners, method)
 
 
 def _half_extents(size: Sequence[int], align_corners: bool) -> tuple[float, float]:
@@ -311,11 +315,12 @@ def _sample(
             raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
     height, width = image.shape[-3:-1]
     x, y = ((axis[0] + (n - 1) / 2, *axis[1:]) for axis, n in ((x, width), (y, height)))
-    if padding_mode != "zeros":  # which reads anywhere
-        x = (_padded_position(_total(x), width, padding_mode, align_corners),)
-        y = (_padded_position(_total(y), height, padding_mode, align_corners),)
+    kernel = _Kernel(mode, padding_mode, align_corners)
+    if padding_mode != "zeros" and mode != "bicubic":
+        x = (_padded_position(_total(x), width, kernel),)
+        y = (_padded_position(_total(y), height, kernel),)
     pixels = _at_least_float32(image)
-    matmul, gather = partial(_sample_matmul, mode=mode), partial(_sample_gather, mode=mode)
+    matmul, gather = partial(_sample_matmul, kernel=kernel), partial(_sample_gather, kernel=kernel)
     if method == "auto":  # decided when it is lowered: an exported program may be for several
         out = jax.lax.platform_dependent(pixels, x, y, tpu=matmul, default=gather)
     else:
@@ -323,22 +328,28 @@ def _sample(
     return out.astype(image.dtype if jnp.issubdtype(image.dtype, jnp.floating) else jnp.float32)
 
 
-def _sample_gather(image: jax.Array, x: _Parts, y: _Parts, mode: str) -> jax.Array:
+class _Kernel(NamedTuple):
+    """What pixels a position is made of: the arguments of `grid_sample`."""
+
+    mode: str
+    padding_mode: str
+    align_corners: bool
+
+
+def _sample_gather(image: jax.Array, x: _Parts, y: _Parts, kernel: _Kernel) -> jax.Array:
     """The image at x, y, in pixels from its first pixel, tap by tap."""
-    if mode == "nearest":
-        return _gather(image, _total(x), _total(y), mode)
+    if kernel.mode == "nearest":
+        return _gather(image, _total(x), _total(y), kernel)
     if image.shape[-1] == 1:  # else XLA reads the taps anew for each of the position's parts
         x, y = (_total(x),), (_total(y),)
     # Complex before the parts are added up, so that their gradients are taken apart when small.
-    return _bilinear(image, _total(tuple(map(jax.lax.complex, x, y))))
+    return _interpolate(kernel, image, _total(tuple(map(jax.lax.complex, x, y))))
 
 
-def _padded_position(
-    position: jax.Array, size: int, padding_mode: str, align_corners: bool
-) -> jax.Array:
+def _padded_position(position: jax.Array, size: int, kernel: _Kernel) -> jax.Array:
     """Where to read instead on an axis of `size` pixels, with border or reflection."""
-    low, span = (0.0, size - 1.0) if align_corners else (-0.5, float(size))
-    if padding_mode == "reflection" and span > 0:
+    low, span = (0.0, size - 1.0) if kernel.align_corners else (-0.5, float(size))
+    if kernel.padding_mode == "reflection" and span > 0:
         period = jnp.abs(position - low) % (2 * span)
         position = jnp.minimum(period, 2 * span - period) + low
     position = jnp.where(position <= 0, 0, position)  # not clip: it has half a gradient at the ends
@@ -346,16 +357,23 @@ def _padded_position(
 
 
 def _taps(
-    position: jax.Array, size: int, mode: str
+    position: jax.Array, size: int, kernel: _Kernel
 ) -> list[tuple[jax.Array, jax.Array, jax.Array]]:
     """(index, weight, d weight / d position) of the pixels read on an axis; 0 outside."""
-    if mode == "nearest":
+    # floor and floor + 1: with ceil both coincide at the identity, whose gradient is then 0.
+    first = jnp.floor(position)
+    if kernel.mode == "nearest":
         ones = jnp.where(jnp.isnan(position), jnp.nan, jnp.ones_like(position))
         taps = [(jnp.round(position), ones, 0.0)]
-    else:
-        # floor and floor + 1: with ceil both coincide at the identity, whose gradient is then 0.
-        first = jnp.floor(position)
+    elif kernel.mode == "bilinear":
         taps = [(first, 1 - (position - first), -1.0), (first + 1, position - first, 1.0)]
+    else:
+        if kernel.padding_mode == "border":  # farther out the same, and finite
+            position = jnp.clip(position, -2, size + 1)
+            first = jnp.floor(position)
+        taps = [(first + i, *_cubic(position - first, i)) for i in (-1, 0, 1, 2)]
+        if kernel.padding_mode != "zeros":
+            taps = [(_padded_position(index, size, kernel), *rest) for index, *rest in taps]
     inside = [~((index < 0) | (index > size - 1)) for index, _, _ in taps]  # true for NaN
     return [
         (
@@ -367,11 +385,27 @@ def _taps(
     ]
 
 
+def _cubic(fraction: jax.Array, tap: int) -> tuple[jax.Array, jax.Array]:
+    """Weight of the pixel `tap` after the first, and its derivative, so far beyond the first.
+
+    Source: Keys 1981, "Cubic convolution interpolation for digital image processing".
+    """
+    sign = 1.0 if tap <= 0 else -1.0
+    d = sign * (fraction - tap)  # the distance, known to be below or above 1
+    if tap in (0, 1):
+        weight = ((CUBIC + 2) * d - (CUBIC + 3)) * d * d + 1
+        slope = (3 * (CUBIC + 2) * d - 2 * (CUBIC + 3)) * d
+    else:
+        weight = CUBIC * (((d - 5) * d + 8) * d - 4)
+        slope = CUBIC * ((3 * d - 10) * d + 8)
+    return weight, sign * slope
+
+
 def _gather(
     image: jax.Array,
     x: jax.Array,
     y: jax.Array,
-    mode: str,
+    kernel: _Kernel,
     *,
     slopes: bool = False,
     one_after_another: bool = False,
@@ -386,8 +420,8 @@ def _gather(
     batch = jnp.arange(math.prod(image.shape[:-3]), dtype=jnp.int32)
     batch = batch.reshape(*image.shape[:-3], 1, 1)
     out = jnp.zeros((), image.dtype)
-    for row, weight_y, slope_y in _taps(y, height, mode):
-        for column, weight_x, slope_x in _taps(x, width, mode):
+    for row, weight_y, slope_y in _taps(y, height, kernel):
+        for column, weight_x, slope_x in _taps(x, width, kernel):
             weight = weight_y * weight_x
             if slopes:
                 weight = jax.lax.complex(weight_y * slope_x, slope_y * weight_x)
@@ -400,42 +434,42 @@ def _gather(
     return out
 
 
-@jax.custom_jvp
-def _bilinear(image: jax.Array, position: jax.Array) -> jax.Array:
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _interpolate(kernel: _Kernel, image: jax.Array, position: jax.Array) -> jax.Array:
     """The image at position x + iy.
 
     Autodiff of a gather is slow. In the position it would add up one scatter a tap though the
     derivative is only a sum of the same taps; x and y are one complex number so that both
     derivatives come out of one pass over the image.
     """
-    return _gather(image, position.real, position.imag, "bilinear")
+    return _gather(image, position.real, position.imag, kernel)
 
 
-def _bilinear_jvp(primals, tangents):
+def _interpolate_jvp(kernel, primals, tangents):
     (image, position), (d_image, d_position) = primals, tangents
-    out = _bilinear(image, position)
+    out = _interpolate(kernel, image, position)
     d_out = jnp.zeros_like(out)
     if not isinstance(d_image, SymbolicZero):
         d_out += jax.lax.platform_dependent(
             d_image,
             position,
-            cpu=_gather_in_groups,
-            default=lambda image, at: _gather(image, at.real, at.imag, "bilinear"),
+            cpu=partial(_gather_in_groups, kernel=kernel),
+            default=lambda image, at: _gather(image, at.real, at.imag, kernel),
         )
     if not isinstance(d_position, SymbolicZero):
         # Else XLA stores the taps for both passes, or reads them anew for each of the six sums.
         image = jax.lax.optimization_barrier(image)
         d_position = jax.lax.optimization_barrier(d_position)
-        slope = _gather(image, position.real, position.imag, "bilinear", slopes=True)
+        slope = _gather(image, position.real, position.imag, kernel, slopes=True)
         d_out += (slope.conj() * d_position[..., None]).real
     return out, d_out
 
 
-_bilinear.defjvp(_bilinear_jvp, symbolic_zeros=True)
+_interpolate.defjvp(_interpolate_jvp, symbolic_zeros=True)
 
 
-def _gather_in_groups(image: jax.Array, position: jax.Array) -> jax.Array:
-    """_bilinear in the form whose transpose, a scatter a tap, is fast on a CPU.
+def _gather_in_groups(image: jax.Array, position: jax.Array, kernel: _Kernel) -> jax.Array:
+    """_interpolate in the form whose transpose, a scatter a tap, is fast on a CPU.
 
     What is added up, four pixels for each, should not leave the caches: a group of images at a
     time, and two groups at once, since a scatter runs on one core. And XLA adds slices of four
@@ -458,7 +492,7 @@ def _gather_in_groups(image: jax.Array, position: jax.Array) -> jax.Array:
         )
         if channels == 3:
             image = jnp.pad(image, ((0, 0), (0, 0), (0, 0), (0, 1)))
-        out = _gather(image, x, y, "bilinear", one_after_another=True)
+        out = _gather(image, x, y, kernel, one_after_another=True)
         return None, out[..., :channels].ravel()
 
     parts = split(image, shape), split(position.real, size), split(position.imag, size)
@@ -466,7 +500,7 @@ def _gather_in_groups(image: jax.Array, position: jax.Array) -> jax.Array:
     return out.reshape(*lead, *size, channels)
 
 
-def _sample_matmul(image: jax.Array, x: _Parts, y: _Parts, mode: str) -> jax.Array:
+def _sample_matmul(image: jax.Array, x: _Parts, y: _Parts, kernel: _Kernel) -> jax.Array:
     """out[p, c] = sum_h weight_y[p, h] sum_w weight_x[p, w] image[h, w, c].
 
     One output row at a time, recomputed in the backward pass: sum_w is [..., W', H, C] for a row.
@@ -478,7 +512,7 @@ def _sample_matmul(image: jax.Array, x: _Parts, y: _Parts, mode: str) -> jax.Arr
         return sum(
             (
                 jnp.where(index[..., None] == pixel, weight[..., None], 0)
-                for index, weight, _ in _taps(position, size, mode)
+                for index, weight, _ in _taps(position, size, kernel)
             ),
             jnp.zeros((), position.dtype),
         )

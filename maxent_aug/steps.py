@@ -122,7 +122,7 @@ def _augmented(state: State, images: Array, key: Array) -> tuple[Array, Array, A
     The classifier need not see, as they are, the images whose uncertainty does not matter.
     """
     augmenter, count = _augmenter(state), len(images)
-    groups, number = augmenter(count, method="chosen")
+    groups, number = augmenter(count, method="partition")
     transformed = _first(images, groups, number)
     uncertainty = losses.uncertainty(state.classifier(transformed))
     others = (0, 0), (0, count // groups - number)

@@ -138,7 +138,8 @@ def test_a_new_stochastic_augmenter_draws_from_its_start_width(start):
     assert np.all(np.abs(drawn).max(0) > 0.9 * start)
     assert np.all(np.abs(drawn.mean(0)) < 5 * start / np.sqrt(3 * 200))
     assert np.abs(np.corrcoef(drawn.T) - np.eye(6)).max() < 0.35
-    np.testing.assert_allclose(augmented, warp_affine(images, theta), atol=1e-5)
+    sampler = {"mode": "bicubic", "padding_mode": "reflection"}
+    np.testing.assert_allclose(augmented, warp_affine(images, theta, **sampler), atol=1e-5)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -173,7 +174,7 @@ def test_a_stochastic_augmenter_shifts_the_others_by_whole_pixels():
     others = whole & np.isclose(theta[:, :, :2], np.eye(2), atol=1e-6).all((1, 2))
     assert 0.6 < others.mean() < 0.9
     assert set(np.unique(np.round(pixels[others]))) == {-2, -1, 0, 1, 2}
-    padded = np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)))
+    padded = np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)), "symmetric")
     height, width = images.shape[1:3]
     for i in np.flatnonzero(others):
         x, y = np.round(pixels[i]).astype(int) + 2
@@ -249,7 +250,7 @@ def test_predicted_losses_may_leave_the_classifier_alone(predictor, learns):
 def test_about_its_share_is_chosen_in_groups_that_devices_can_divide(share):
     module = models.StochasticAugmenter(share=share)
     for count in (1, 7, 50, 64, 100, 128):
-        groups, number = module.apply({}, count, method="chosen")
+        groups, number = module.apply({}, count, method="partition")
         assert count % groups == 0 and 1 <= number <= count // groups
         assert abs(groups * number - share * count) <= max(1, groups / 2)
         if share == 1:

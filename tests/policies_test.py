@@ -175,7 +175,9 @@ def test_random_affine_is_within_its_bounds(only):
     batch, size = 200, (24, 32)
     grid = np.asarray(ma.affine_grid(np.eye(2, 3), size), np.float32)
     image = np.concatenate([100 * grid, np.ones_like(grid[..., :1])], -1)
-    out = ma.random_affine(KEY, np.broadcast_to(image, (batch, *image.shape)), bounds=tuple(bounds))
+    images = np.broadcast_to(image, (batch, *image.shape))
+    sampler = {"interpolation": "bilinear", "padding_mode": "zeros"}
+    out = ma.random_affine(KEY, images, bounds=tuple(bounds), **sampler)
     parts = ma.decompose_affine(np.array([*recovered_theta(out)], np.float32))
     assert not np.any(parts["flip"])
     names = ("rotation", "log_scale", "log_aspect", "shear")
@@ -359,6 +361,7 @@ def test_compose_with_the_learned_augmenter():
         (lambda x: ma.random_affine(KEY, x, bounds=(1, 2)), r"six numbers.* got \(1, 2\)"),
         (lambda x: ma.random_affine(KEY, x, bounds=(0, 0, 0, 0, 0, -1)), "at least 0"),
         (lambda x: ma.random_affine(KEY, x, padding_mode="wrap"), "padding_mode"),
+        (lambda x: ma.random_affine(KEY, x, interpolation="cubic"), "bicubic.* got 'cubic'"),
         (lambda x: ma.cutout(KEY, x, size=0), "size must be at least 1, got 0"),
         (lambda x: ma.cutout(KEY, x, fill=(1, 2)), r"fill must be a number or \[3\]"),
         (lambda x: ma.rand_augment(KEY, x, m=31), r"m in 0..30, got 2 and 31"),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from maxent_aug import run_folder
 from maxent_aug.run_folder import (
     RunFolderError,
     check_run_folder,
@@ -139,7 +140,9 @@ def test_json_is_written_whole_or_not_at_all(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_environment_names_versions_and_device():
+def test_environment_names_versions_and_device(monkeypatch):
+    monkeypatch.setattr(run_folder, "PACKAGES", (*run_folder.PACKAGES, "absent"))
     found = environment()
+    assert found["versions"]["absent"] is None
     assert {"python", "jax", "numpy", "maxent_aug"} <= set(found["versions"])
     assert "cpu" in found["device"].lower() or found["device"]

@@ -104,7 +104,7 @@ def test_the_joint_phase_changes_classifier_and_augmenter(state, stochastic, bat
     # The classifier is that of a step with the augmenter frozen, and of a plain step on its images.
     key, count = jax.random.split(KEY)[0], len(images)
     frozen, _ = jax.jit(steps.frozen_step)(before, images, labels, key)
-    groups, number = module.apply({}, count, method="chosen")
+    groups, number = module.apply({}, count, method="partition")
     assert groups * number == share * count
     chosen = np.arange(count) % (count // groups) < number
     uncertainty = losses.uncertainty(state.classifier(images))

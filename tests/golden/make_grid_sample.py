@@ -29,7 +29,7 @@ def main() -> None:
         arrays |= {f"{name}/{k}": v for k, v in inputs.items()}
         for align_corners in (False, True):
             for mode, padding_mode in itertools.product(
-                ("bilinear", "nearest"), ("zeros", "border", "reflection")
+                ("bilinear", "bicubic", "nearest"), ("zeros", "border", "reflection")
             ):
                 case = f"{name}/{mode}/{padding_mode}/{align_corners}"
                 tensors = {k: torch.tensor(v) for k, v in inputs.items()}
