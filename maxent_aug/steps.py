@@ -21,7 +21,7 @@ from maxent_aug import losses
 
 Metrics = dict[str, Array]
 
-PRICE = 200.0  # of h, in room, where augmented images are as uncertain as unseen ones
+PRICE = 200.0  # of h, in log volume, where augmented images are as uncertain as unseen ones
 
 
 class ModelState(TrainState):
@@ -263,16 +263,18 @@ def matching_step(
 ) -> tuple[ModelState, Metrics]:
     """One update of a stochastic augmenter: wider, but no less certain than images never seen.
 
-    With h = H / log2 m, maximises the `Box`es' room, in essence the log of their volume, while
-    h(augmented) stays about h(unseen): minimises
+    With h = H / log2 m, maximises the volume of the `Box`es while h(augmented) stays about
+    h(unseen): minimises
 
-      s PRICE h(augmented) - (1 - s) room,  s = sigmoid(strictness (h(augmented) / h(unseen) - 1)),
+      s PRICE h(augmented) - (1 - s) log volume + edge,
+      s = sigmoid(strictness (h(augmented) / h(unseen) - 1)),
 
-    without a gradient through s. So wide boxes are kept for the coordinates, and the images, in
-    which they cost little certainty. The identity cannot be the result, since its volume is 0, nor
-    can the image be destroyed, since it would be too uncertain. Both h in s are means over the
-    images of the last steps, the augmenter's `batch_stats`, so that a few images a step are enough;
-    that both weights have limits keeps one step from outweighing all others in Adam's memory.
+    without a gradient through s; edge is that of `Box`, and always leads back from the bounds. So
+    wide boxes are kept for the coordinates, and the images, in which they cost little certainty.
+    The identity cannot be the result, since its volume is 0, nor can the image be destroyed, since
+    it would be too uncertain. Both h in s are means over the images of the last steps, the
+    augmenter's `batch_stats`, so that a few images a step are enough; that both weights have limits
+    keeps one step from outweighing all others in Adam's memory.
 
     Args:
       augmenter: of a `StochasticAugmenter`.
@@ -303,8 +305,8 @@ def matching_step(
         # A classifier may be certain of all that it is shown.
         excess = running / jnp.maximum(entropy_unseen, 1e-6) - 1
         certainty_weight = jax.nn.sigmoid(strictness * excess)
-        room = box.room.mean()
-        loss = certainty_weight * PRICE * entropy - (1 - certainty_weight) * room
+        growth = (1 - certainty_weight) * box.log_volume.mean()
+        loss = certainty_weight * PRICE * entropy - growth + box.edge.mean()
         return loss, {
             "augmenter_loss": loss,
             "entropy_augmented": running,

@@ -124,12 +124,12 @@ def coordinates(theta):
 @pytest.mark.parametrize("start", [0.1, 0.5, 0.9])
 def test_a_new_stochastic_augmenter_draws_from_its_start_width(start):
     module, variables, images = stochastic(start_width=start)
-    centre, half_width, room = module.apply(variables, images, method="box")
+    centre, half_width, log_volume, edge = module.apply(variables, images, method="box")
     np.testing.assert_allclose(half_width, np.full((200, 6), start), rtol=1e-5)
     np.testing.assert_array_equal(centre, np.zeros((200, 6)))
     share = (start - 0.02) / 0.98
-    expected = 6 * (np.log(share) + 0.1 * np.log(1 - share))
-    np.testing.assert_allclose(room, np.full(200, expected), rtol=1e-4)
+    np.testing.assert_allclose(log_volume, np.full(200, 6 * np.log(share)), rtol=1e-4)
+    np.testing.assert_allclose(edge, np.full(200, -0.3 * np.log(1 - share)), rtol=1e-4)
     augmented, theta, *_ = jax.jit(partial(module.apply, method="transform"))(
         variables, images, jax.random.key(3)
     )
@@ -145,10 +145,11 @@ def test_a_new_stochastic_augmenter_draws_from_its_start_width(start):
 @pytest.mark.parametrize("seed", range(3))
 def test_no_weights_lead_a_stochastic_augmenter_past_its_bounds(seed):
     module, variables, images = stochastic(seed, least_width=0.05)
-    centre, half_width, room = module.apply(variables, images, method="box")
+    centre, half_width, log_volume, edge = module.apply(variables, images, method="box")
     assert np.all(np.abs(centre) + half_width <= 1 + 1e-6)
     assert np.all(half_width >= 0.05)
-    assert np.all(room <= 1e-5) and np.all(np.isfinite(room))
+    assert np.all(log_volume <= 0) and np.all(edge >= -1e-5)
+    chex.assert_tree_all_finite((log_volume, edge))
     assert np.ptp(np.asarray(centre), axis=0).max() > 0.1  # of each image its own
     theta = module.apply(variables, images, jax.random.key(3), method="transform")[1]
     away = np.abs(coordinates(theta) - centre * np.array(DEFAULT_BOUNDS))
@@ -195,13 +196,17 @@ def test_a_stochastic_augmenter_has_a_gradient_in_centre_and_width():
 
 
 @pytest.mark.parametrize("far", [20.0, -20.0])
-def test_room_leads_back_from_where_all_else_has_no_gradient(far):
+def test_edge_and_volume_lead_back_from_where_all_else_has_no_gradient(far):
     module, variables, images = stochastic()
     variables["params"]["localization"]["Dense_1"]["bias"] = jnp.full(12, far)
-    room = jax.grad(lambda v: module.apply(v, images, method="box").room.mean())
-    slope = room(variables)["params"]["localization"]["Dense_1"]["bias"]
-    widths = 1.0 if far < 0 else -0.1
-    np.testing.assert_allclose(slope, np.repeat([-2 * np.sign(far), widths], 6), rtol=1e-4)
+
+    def cost(variables):
+        box = module.apply(variables, images, method="box")
+        return (box.edge - box.log_volume).mean()
+
+    slope = jax.grad(cost)(variables)["params"]["localization"]["Dense_1"]["bias"]
+    widths = -1.0 if far < 0 else 0.05
+    np.testing.assert_allclose(slope, np.repeat([2 * np.sign(far), widths], 6), rtol=1e-4)
 
 
 def test_discriminator_judges_each_image_by_itself():

@@ -169,7 +169,7 @@ def by_light(images):
 def test_matching_finds_the_same_widths_from_wherever_it_starts():
     """Those at which augmented images are as uncertain as unseen ones."""
     unseen, found = BRIGHT * 0.9, []
-    step = jax.jit(partial(steps.matching_step, classify=by_light, strictness=50.0))
+    step = jax.jit(partial(steps.matching_step, classify=by_light, strictness=20.0))
     for start_width in (0.1, 0.5, 0.9):
         module = models.StochasticAugmenter(start_width=start_width, share=1.0)
         augmenter = steps.create_model_state(module, KEY, IMAGE_SHAPE, optax.adam(2e-2), KEY)
@@ -180,7 +180,7 @@ def test_matching_finds_the_same_widths_from_wherever_it_starts():
         found.append(np.mean(path[-100:], axis=0))
     entropies, half_widths = np.transpose(found)
     target = float(losses.entropy(by_light(unseen)).mean())
-    np.testing.assert_allclose(entropies, np.full(3, target), rtol=0.08)
+    np.testing.assert_allclose(entropies, np.full(3, target), rtol=0.12)
     assert np.ptp(half_widths) < 0.03
     assert np.all((half_widths > 0.3) & (half_widths < 0.8))
 
@@ -211,6 +211,22 @@ def test_certainty_weighs_the_more_the_more_uncertain_images_are(stochastic, lig
     assert (weight > 0.5) == (excess > 0) and (weight == 1) == (light == 100)
     second_moment = after.opt_state[0].nu["localization"]["Dense_1"]["bias"]
     assert np.all(np.sqrt(second_moment / 1e-3) < 20.0)
+
+
+def test_boxes_come_back_from_their_bounds():
+    """Where widths have no gradient of their own, and certainty has all the weight."""
+    module = models.StochasticAugmenter(share=1.0)
+    augmenter = steps.create_model_state(module, KEY, IMAGE_SHAPE, optax.adam(0.1), KEY)
+    bias = augmenter.params["localization"]["Dense_1"]["bias"]
+    bias = bias.at[:].set(jnp.where(jnp.arange(12) < 6, 5.0, 20.0))
+    augmenter.params["localization"]["Dense_1"]["bias"] = bias
+    step = jax.jit(partial(steps.matching_step, classify=by_light))
+    for index in range(300):
+        key = jax.random.fold_in(KEY, index)
+        augmenter, metrics = step(augmenter, BRIGHT, BRIGHT * 2, key=key)
+        if index == 0:
+            assert metrics["half_width"] > 0.999 and metrics["certainty_weight"] > 0.99
+    assert metrics["half_width"] < 0.5
 
 
 def test_running_entropies_begin_with_the_first_step(stochastic, batch):
