@@ -1,9 +1,10 @@
 """Learns an augmenter for a data set, together with a classifier, and leaves it in a file.
 
-The augmenter draws for each image an affine transform from a box of its own, and learns the largest
-boxes whose images are no less certain than images that the classifier has never seen. In the last
-tenth of its training the classifier learns from all images, the augmenter frozen. Any
-tensorflow-datasets name or a folder of pictures will do. Run it again in the same folder to resume.
+The augmenter draws an affine transform for each image from a box that follows from how certain the
+classifier is of it, and learns the largest boxes whose images are no less certain than images that
+the classifier has never seen. In the last tenth of its training the classifier learns from all
+images, the augmenter frozen. Any tensorflow-datasets name or a folder of pictures will do. Run it
+again in the same folder to resume.
 
   python -m experiments.learn --preset=quick    digits, a minute on a CPU
   python -m experiments.learn --config.data.name=folder --data_dir=PATH --config.data.image_size=64
@@ -16,12 +17,14 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax import Array
 
 from experiments import cli
 from experiments.named_policies import NAMES, named_policy
 from maxent_aug import (
     diagnostics,
     load_augmenter,
+    losses,
     metrics,
     phases,
     programs,
@@ -52,6 +55,8 @@ def main(settings: cli.Settings) -> None:
     with cli.open_run(settings) as (writer, stop):
         progress, clock = Progress(), train.Clock(legs, settings.seeds)
         progress.say(f"{settings.experiment}, preset {settings.preset}, in {settings.workdir}")
+        state: Any = None
+        pictured: Any = None
         for seed in range(settings.seeds):
             on_device = programs.put_data(*cli.choose(train_set, test_set, config, seed), mesh)
             run = train.Run(
@@ -60,9 +65,10 @@ def main(settings: cli.Settings) -> None:
             state = None
             for leg in legs:
                 state = train.train_phase(run, leg, seed, state)
-            if state is not None and state.augmenter is not None:
-                on_first(partial(_save, settings, seed, state.augmenter, on_device))
-        result = on_first(partial(_write, settings, legs[-1], test_set.images[:PICTURES]))
+            on_first(partial(_save, settings, seed, state.augmenter, on_device))
+            if seed == 0:
+                pictured = jax.device_get(jax.jit(_pictured)(state.classifier, on_device))
+        result = on_first(partial(_write, settings, legs[-1], *pictured))
     _print(settings.workdir, result)
 
 
@@ -75,6 +81,13 @@ def _check(policy: str) -> list[str]:
             "several)"
         )
     return names
+
+
+def _pictured(classifier: steps.ModelState, on_device: programs.Data) -> tuple[Array, Array]:
+    """The first test images, and the classifier's uncertainty of each."""
+    images = on_device.test_images[:PICTURES]
+    normalized = steps.normalize(images, on_device.mean, on_device.sd)
+    return images, losses.uncertainty(classifier(normalized))
 
 
 def _file(workdir: Path, seed: int) -> Path:
@@ -96,7 +109,9 @@ def _save(
     )
 
 
-def _write(settings: cli.Settings, last: phases.Phase, images: np.ndarray) -> dict[str, Any]:
+def _write(
+    settings: cli.Settings, last: phases.Phase, images: np.ndarray, uncertainty: np.ndarray
+) -> dict[str, Any]:
     """Writes figures, report.html and result.json: the content of the last."""
     workdir = settings.workdir
     records = [r for r in metrics.read(workdir / "metrics.jsonl") if r["seed"] < settings.seeds]
@@ -106,7 +121,7 @@ def _write(settings: cli.Settings, last: phases.Phase, images: np.ndarray) -> di
         title="A learned augmentation",
         result=result,
         records=records,
-        figures=_figures(workdir, records, images),
+        figures=_figures(workdir, records, images, uncertainty),
     )
     run_folder.write_json(workdir / "result.json", result)
     return result
@@ -133,14 +148,17 @@ def _result(
 
 
 def _figures(
-    workdir: Path, records: Sequence[metrics.Record], images: np.ndarray
+    workdir: Path,
+    records: Sequence[metrics.Record],
+    images: np.ndarray,
+    uncertainty: np.ndarray,
 ) -> list[tuple[Path, str, str]]:
     """Draws the figures: (path, title, caption) for the report."""
     from maxent_aug import figures  # matplotlib writes a cache of fonts when it is imported
 
     augment = load_augmenter(_file(workdir, 0))
     keys = jax.random.split(jax.random.key(0), DRAWS)
-    drawn = [jax.device_get(augment(key, images)) for key in keys]
+    drawn = [jax.device_get(augment(key, images, uncertainty)) for key in keys]
     versions = np.stack([pictures for pictures, _ in drawn], axis=1)
     words = [diagnostics.describe(theta, images.shape[1:3]) for _, theta in drawn]
     found = {
@@ -153,8 +171,10 @@ def _figures(
             ),
             "What is done to each image",
             "Test images on the left, draws of the augmenter beside them, and the transform of "
-            "each in words. Wanted are draws that differ and can still be recognised; the share "
-            "learned.share of them is transformed, the others are shifted by whole pixels.",
+            "each in words. The box that they are drawn from follows from how certain the "
+            "classifier is of the image. Wanted are draws that differ and can still be recognised; "
+            "the share learned.share of them is transformed, the others are shifted by whole "
+            "pixels.",
         ),
         "half_widths": (
             figures.half_widths(records),
@@ -183,7 +203,7 @@ def _print(workdir: Path, result: Mapping[str, Any]) -> None:
         print(f"  {name:<12}{learned[f'half_width_{name}']:.2f}")
     print(f"\n{duration(result['seconds'])} on {result['device']}")
     print(f"open {workdir / 'report.html'}; apply the augmenter in your own training loop:")
-    print(f'  maxent_aug.load_augmenter("{workdir / "augmenter.npz"}")(key, images)')
+    print(f'  maxent_aug.load_augmenter("{workdir / "augmenter.npz"}")(key, images, uncertainty)')
 
 
 if __name__ == "__main__":

@@ -32,7 +32,6 @@ FIELDS = (
     "share",
     "others_shift",
     "uncertainty",
-    "width",
     "hidden",
 )
 
@@ -107,9 +106,10 @@ def load_augmenter(path: str | Path) -> Callable[..., tuple[Array, Array]]:
 def export_augmenter(path: str | Path, to: str | Path) -> dict[str, Any]:
     """Writes a trained augmenter as a program, StableHLO, that JAX runs without this package.
 
-    It maps (key, images) to (images, theta): a typed random key of JAX's default kind; images
-    float32 [B, H, W, C] in 0..255, any B; theta float32 [B, 2, 3]. Beside it, under the same name
-    with .json, is written what it takes and does.
+    It maps (key, images, uncertainty) to (images, theta): a typed random key of JAX's default kind;
+    images float32 [B, H, W, C] in 0..255, any B; uncertainty float32 [B], H / log2 m of a
+    classifier; theta float32 [B, 2, 3]. Beside it, under the same name with .json, is written what
+    it takes and does.
 
     Args:
       path: of a file of `save_augmenter`.
@@ -132,6 +132,7 @@ def export_augmenter(path: str | Path, to: str | Path) -> dict[str, Any]:
     inputs = (
         jax.eval_shape(jax.random.key, 0),
         jax.ShapeDtypeStruct((batch, *loaded.image_shape), jnp.float32),
+        jax.ShapeDtypeStruct((batch,), jnp.float32),
     )
     program = export.export(jax.jit(loaded.apply), platforms=PLATFORMS)(*inputs)
     module, shape = loaded.module, ["batch", *loaded.image_shape]
@@ -140,6 +141,13 @@ def export_augmenter(path: str | Path, to: str | Path) -> dict[str, Any]:
         "inputs": {
             "key": "jax.random.key(seed)",
             "images": {"dtype": "float32", "shape": shape, "range": [0, 255]},
+            "uncertainty": {
+                "dtype": "float32",
+                "shape": ["batch"],
+                "range": [0, 1],
+                "meaning": "H / log2 m of your classifier's predictions for these images",
+                "of_images_never_seen": module.uncertainty,
+            },
         },
         "outputs": {
             "images": {"dtype": "float32", "shape": shape, "range": [0, 255]},
@@ -162,7 +170,6 @@ def export_augmenter(path: str | Path, to: str | Path) -> dict[str, Any]:
         "interpolation": module.interpolation,
         "padding_mode": module.padding_mode,
         "share_transformed": module.share,
-        "uncertainty": {"of": "a classifier, H / log2 m, assumed", "value": module.uncertainty},
         "others_shift": {
             "unit": "share of the width and of the height, by whole pixels, at most",
             "value": module.others_shift,

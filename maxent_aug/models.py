@@ -140,23 +140,19 @@ def _identity(key: Array, shape: Sequence[int], dtype: Any) -> Array:
 class Localization(nn.Module):
     """The localisation network of a spatial transformer: images [B, H, W, C] -> [B, outputs].
 
-    What else is known of each image, [B, F], may be given, too. Starts at bias_init, by default the
-    identity transform, for every image: the last layer has zero weights, and a gradient that is not
-    zero. Source: Jaderberg et al. 2015, section 3.1.
+    Starts at bias_init, by default the identity transform, for every image: the last layer has zero
+    weights, and a gradient that is not zero. Source: Jaderberg et al. 2015, section 3.1.
     """
 
     width: int = 16
     hidden: int = 64
     outputs: int = 6
     bias_init: Callable[..., Array] = _identity
-    activation: Callable[[Array], Array] = nn.relu
 
     @nn.compact
-    def __call__(self, images: Array, known: Array | None = None) -> Array:
-        x = _downsample(images.astype(jnp.float32), self.width, self.activation)
-        if known is not None:
-            x = jnp.concatenate([x, known], axis=-1)
-        x = self.activation(nn.Dense(self.hidden, kernel_init=he_normal)(x))
+    def __call__(self, images: Array) -> Array:
+        x = _downsample(images.astype(jnp.float32), self.width, nn.relu)
+        x = nn.relu(nn.Dense(self.hidden, kernel_init=he_normal)(x))
         zeros = nn.initializers.zeros
         return nn.Dense(self.outputs, kernel_init=zeros, bias_init=self.bias_init)(x)
 
@@ -223,8 +219,8 @@ class Box(NamedTuple):
 class StochasticAugmenter(nn.Module):
     """Learns for each image a box of affine transforms, and applies one drawn from it.
 
-    The box depends on the image and on its uncertainty, h = H / log2 m in [0, 1], to a classifier:
-    what an image can bear is seen in how certain the classifier is of it.
+    The box depends on the image's uncertainty, h = H / log2 m in [0, 1], to a classifier: what an
+    image can bear is seen in how certain the classifier is of it, hardly in its pixels.
 
     The six coordinates of the transform are bounds * (centre + half_width * r), r uniform in
     [-1, 1]; |centre| + half_width <= 1, so that no bound is ever passed, and half_width is at least
@@ -241,7 +237,7 @@ class StochasticAugmenter(nn.Module):
       others_shift: by which the other images are shifted at most, to either side and up or down, as
         a share of width and height; by whole pixels, and so without blur.
       uncertainty: assumed of images whose uncertainty is not given.
-      width, hidden: size of the localisation network.
+      hidden: units of the network from uncertainty to box.
     """
 
     bounds: AffineBounds = DEFAULT_BOUNDS
@@ -252,7 +248,6 @@ class StochasticAugmenter(nn.Module):
     share: float = 0.5
     others_shift: float = 0.0
     uncertainty: float = 0.2
-    width: int = 16
     hidden: int = 64
 
     def setup(self) -> None:
@@ -264,16 +259,16 @@ class StochasticAugmenter(nn.Module):
             del key
             return jnp.where(jnp.arange(shape[0]) < 6, 0.0, odds).astype(dtype)
 
-        # Units of relu die under the noise of a few images a step, and all images get one box.
-        self.localization = Localization(self.width, self.hidden, 12, bias, activation=nn.silu)
+        self.hidden_layer = nn.Dense(self.hidden, kernel_init=he_normal)
+        zeros = nn.initializers.zeros
+        self.output_layer = nn.Dense(12, kernel_init=zeros, bias_init=bias)
 
-    def box(self, images: Array, uncertainty: Array | None = None) -> Box:
-        """Maps images [B, H, W, C] and their uncertainties [B] to the box of each."""
-        if uncertainty is None:
-            uncertainty = jnp.full(images.shape[:1], self.uncertainty)
+    def box(self, uncertainty: Array) -> Box:
+        """The box of an image of each uncertainty [B]."""
         # Both ends of its range matter: most images are either learned by heart or not.
         known = jnp.stack([3 * uncertainty, 3 + 0.6 * jnp.log(uncertainty + 1e-4)], axis=-1)
-        raw_centre, raw_width = jnp.split(self.localization(images, known), 2, axis=-1)
+        raw = self.output_layer(nn.silu(self.hidden_layer(known)))
+        raw_centre, raw_width = jnp.split(raw, 2, axis=-1)
         share = nn.sigmoid(raw_width)
         half_width = self.least_width + (1 - self.least_width) * share
         log_volume = nn.log_sigmoid(raw_width).sum(-1)
@@ -314,7 +309,7 @@ class StochasticAugmenter(nn.Module):
             chosen = jax.random.bernoulli(chosen_key, self.share, images.shape[:1])
         theta = jnp.where(
             chosen[:, None, None],
-            self.draw(self.box(images, uncertainty), draw_key),
+            self.draw(self._boxes(images, uncertainty), draw_key),
             self._shift(images, shift_key),
         )
         return self._warp(images, theta), theta
@@ -323,13 +318,18 @@ class StochasticAugmenter(nn.Module):
         self, images: Array, key: Array, uncertainty: Array | None = None
     ) -> tuple[Array, Array, Box]:
         """(augmented, theta, box), every image transformed, whatever `share` is."""
-        box = self.box(images, uncertainty)
+        box = self._boxes(images, uncertainty)
         return *self.apply_box(images, box, key), box
 
     def apply_box(self, images: Array, box: Box, key: Array) -> tuple[Array, Array]:
         """(augmented, theta) drawn from given boxes, every image transformed."""
         theta = self.draw(box, key)
         return self._warp(images, theta), theta
+
+    def _boxes(self, images: Array, uncertainty: Array | None) -> Box:
+        if uncertainty is None:
+            uncertainty = jnp.full(images.shape[:1], self.uncertainty)
+        return self.box(uncertainty)
 
     def _warp(self, images: Array, theta: Array) -> Array:
         return warp_affine(images, theta, mode=self.interpolation, padding_mode=self.padding_mode)

@@ -160,7 +160,7 @@ def comparison(
             continue
         if form in ("unseen", "replayed"):
             branch = row.replace("replayed", "learned")
-            joint = _joint(branch, config, begin, policy, image_shape)
+            joint = _joint(branch, config, begin, policy, image_shape, steps_per_epoch)
             updates = joint.epochs * steps_per_epoch
             joint = _recorded(joint, updates)
             rest = _rest(config, joint)
@@ -219,7 +219,7 @@ def learning(
       steps_per_epoch: with config.epochs.train, the length of the cosine.
     """
     begin = _begin_scheduled(config, image_shape, num_classes, steps_per_epoch)
-    joint = _joint("learned", config, begin, policy, image_shape)
+    joint = _joint("learned", config, begin, policy, image_shape, steps_per_epoch)
     return joint, _rest(config, joint)
 
 
@@ -248,10 +248,13 @@ def _joint(
     begin_classifier: Callable[..., steps.State],
     policy: programs.Policy,
     image_shape: tuple[int, ...],
+    steps_per_epoch: int,
 ) -> Phase:
     """Classifier and augmenter together."""
-    learned = config.learned
-    augmenter, tx = make_augmenter(learned, config.bounds), optax.adam(learned.learning_rate)
+    learned, epochs = config.learned, config.epochs.train
+    together = min(epochs - 1, max(1, round(learned.together * epochs)))
+    augmenter = make_augmenter(learned, config.bounds)
+    tx = optax.adam(_cosine(learned.learning_rate, together * steps_per_epoch))
 
     def begin(start: None, key: Array) -> steps.State:
         augmenter_key = jax.random.fold_in(key, 1)
@@ -260,8 +263,6 @@ def _joint(
         created = created.replace(batch_stats=running)
         return begin_classifier(start, key).replace(augmenter=created)
 
-    epochs = config.epochs.train
-    together = min(epochs - 1, max(1, round(learned.together * epochs)))
     step = partial(steps.joint_step, strictness=learned.strictness)
     unseen = programs.Unseen(learned.unseen, max(1, config.batch_size // learned.every))
     evaluate = steps.joint_eval_step
@@ -338,11 +339,15 @@ def _begin_scheduled(
 
 def scheduled_sgd(config: ScheduledClassifier, updates: int) -> optax.GradientTransformation:
     """SGD with Nesterov's momentum and weight decay, its learning rate a falling cosine."""
-    schedule = optax.cosine_decay_schedule(config.learning_rate, min(updates, LAST_UPDATE))
+    rate = _cosine(config.learning_rate, updates)
     return optax.chain(
         optax.add_decayed_weights(config.weight_decay),
-        optax.sgd(schedule, config.momentum, nesterov=True),
+        optax.sgd(rate, config.momentum, nesterov=True),
     )
+
+
+def _cosine(first: float, updates: int) -> optax.Schedule:
+    return optax.cosine_decay_schedule(first, min(updates, LAST_UPDATE))
 
 
 def make_classifier(

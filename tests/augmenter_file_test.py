@@ -78,7 +78,9 @@ from jax import export
 with open("augmenter.stablehlo", "rb") as file:
     augment = jax.jit(export.deserialize(bytearray(file.read())).call)
 for name in sys.argv[1:]:
-    augmented, theta = augment(jax.random.key(7), np.load(name))
+    images = np.load(name)
+    uncertainty = np.full(len(images), 0.7, "float32")
+    augmented, theta = augment(jax.random.key(7), images, uncertainty)
     np.savez("done-" + name, augmented=augmented, theta=theta)
 """
 
@@ -94,7 +96,7 @@ def test_an_exported_augmenter_runs_without_the_package(path):
     subprocess.run(command, cwd=folder, check=True)
     for count in counts:
         with np.load(folder / f"done-{count}.npy.npz") as done:
-            augmented, theta = load_augmenter(path)(KEY, images[:count])
+            augmented, theta = load_augmenter(path)(KEY, images[:count], np.full(count, 0.7))
             np.testing.assert_allclose(done["theta"], theta, atol=1e-6)
             np.testing.assert_allclose(done["augmented"], augmented, atol=1e-3)
     about = json.loads((folder / "augmenter.json").read_text())
@@ -102,6 +104,7 @@ def test_an_exported_augmenter_runs_without_the_package(path):
     assert about["platforms"] == ["cpu", "cuda", "tpu"]
     assert np.allclose(about["normalization"]["mean"], MEAN)
     assert about["bounds"]["shear"] == 0.5
+    assert about["inputs"]["uncertainty"]["of_images_never_seen"] == 0.3
 
 
 @pytest.mark.parametrize(
@@ -158,7 +161,7 @@ def pickled(path):
 def lacking(path):
     with np.load(path) as file:
         kept = dict(file)
-    del kept["localization/Dense_1/bias"]
+    del kept["output_layer/bias"]
     np.savez(path, **kept)
 
 
@@ -188,7 +191,7 @@ def beyond_memory(path):
         lambda path: changed(path, about="[" * 10**5),
         lambda path: changed(path, about=json.dumps(about(path) | {"hidden": 0})),
         lambda path: changed(path, **{"../../outside": np.zeros(1)}),
-        lambda path: changed(path, **{"localization/Dense_1/bias": np.zeros(5, np.float32)}),
+        lambda path: changed(path, **{"output_layer/bias": np.zeros(5, np.float32)}),
     ],
 )
 def test_a_damaged_file_is_named(path, damage):

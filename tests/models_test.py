@@ -100,6 +100,9 @@ def test_augmenter_starts_at_the_identity_with_a_gradient(shape, padding_mode):
     assert np.max(np.abs(last["kernel"])) > 1e-4
 
 
+UNCERTAINTY = jnp.linspace(0, 1, 200)
+
+
 def stochastic(seed=None, **options):
     """A stochastic augmenter's module, variables, and images; with a seed, of random weights."""
     module = models.StochasticAugmenter(**options)
@@ -124,7 +127,7 @@ def coordinates(theta):
 @pytest.mark.parametrize("start", [0.1, 0.5, 0.9])
 def test_a_new_stochastic_augmenter_draws_from_its_start_width(start):
     module, variables, images = stochastic(start_width=start)
-    centre, half_width, log_volume, edge = module.apply(variables, images, method="box")
+    centre, half_width, log_volume, edge = module.apply(variables, UNCERTAINTY, method="box")
     np.testing.assert_allclose(half_width, np.full((200, 6), start), rtol=1e-5)
     np.testing.assert_array_equal(centre, np.zeros((200, 6)))
     share = (start - 0.02) / 0.98
@@ -145,7 +148,7 @@ def test_a_new_stochastic_augmenter_draws_from_its_start_width(start):
 @pytest.mark.parametrize("seed", range(3))
 def test_no_weights_lead_a_stochastic_augmenter_past_its_bounds(seed):
     module, variables, images = stochastic(seed, least_width=0.05)
-    centre, half_width, log_volume, edge = module.apply(variables, images, method="box")
+    centre, half_width, log_volume, edge = module.apply(variables, UNCERTAINTY, method="box")
     assert np.all(np.abs(centre) + half_width <= 1 + 1e-6)
     assert np.all(half_width >= 0.05)
     assert np.all(log_volume <= 0) and np.all(edge >= -1e-5)
@@ -190,21 +193,21 @@ def test_a_stochastic_augmenter_has_a_gradient_in_centre_and_width():
         augmented, *_ = module.apply(variables, images, jax.random.key(3), method="transform")
         return jnp.sum(augmented * jnp.linspace(0, 1, images.size).reshape(images.shape))
 
-    last = jax.jit(jax.grad(loss))(variables)["params"]["localization"]["Dense_1"]
+    last = jax.jit(jax.grad(loss))(variables)["params"]["output_layer"]
     assert np.all(np.abs(last["bias"]) > 1e-4)
     assert np.max(np.abs(last["kernel"])) > 1e-4
 
 
 @pytest.mark.parametrize("far", [20.0, -20.0])
 def test_edge_and_volume_lead_back_from_where_all_else_has_no_gradient(far):
-    module, variables, images = stochastic()
-    variables["params"]["localization"]["Dense_1"]["bias"] = jnp.full(12, far)
+    module, variables, _ = stochastic()
+    variables["params"]["output_layer"]["bias"] = jnp.full(12, far)
 
     def cost(variables):
-        box = module.apply(variables, images, method="box")
+        box = module.apply(variables, UNCERTAINTY, method="box")
         return (box.edge - box.log_volume).mean()
 
-    slope = jax.grad(cost)(variables)["params"]["localization"]["Dense_1"]["bias"]
+    slope = jax.grad(cost)(variables)["params"]["output_layer"]["bias"]
     widths = -1.0 if far < 0 else 0.05
     np.testing.assert_allclose(slope, np.repeat([2 * np.sign(far), widths], 6), rtol=1e-4)
 

@@ -56,14 +56,15 @@ def test_a_learned_augmenter_is_loaded_and_applied(tmp_path, monkeypatch, capsys
     mean = sd = np.full(3, 0.5, np.float32)
     ma.save_augmenter(path, module, params, mean=mean, sd=sd, image_shape=shape)
     monkeypatch.chdir(tmp_path)
-    scope = {"pictures": pictures}
+    logits = np.random.default_rng(1).normal(0, 3, (12, 5)).astype(np.float32)
+    scope = {"pictures": pictures, "logits": logits}
     exec(BLOCKS[2], scope)
     assert scope["augmented"].shape == pictures.shape and scope["augmented"].dtype == np.uint8
     assert scope["theta"].shape == (12, 2, 3)
     assert "turned" in capsys.readouterr().out
 
     ma.export_augmenter(path, tmp_path / "augmenter.stablehlo")
-    exported = {"pictures": pictures}
+    exported = {"pictures": pictures, "uncertainty": ma.uncertainty(logits)}
     exec(BLOCKS[3], exported)
     np.testing.assert_allclose(exported["theta"], scope["theta"], atol=1e-5)
     np.testing.assert_allclose(exported["augmented"], scope["augmented"], atol=0.51)

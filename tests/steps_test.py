@@ -147,7 +147,7 @@ def test_one_box_for_all_is_each_images_own_only_while_these_are_alike(state, st
     new = evaluate(steps.State(state.classifier, stochastic), *batch)
     np.testing.assert_allclose(new["same_box_entropy"], losses.entropy(new["logits_after"]), 1e-4)
     assert new["same_box_accuracy"].mean() == new["augmented_accuracy"].mean()
-    kernel = stochastic.params["localization"]["Dense_1"]["kernel"]
+    kernel = stochastic.params["output_layer"]["kernel"]
     noise = jax.random.normal(KEY, kernel.shape)
     params = jax.tree.map(lambda x: noise if x is kernel else x, stochastic.params)
     own = evaluate(steps.State(state.classifier, stochastic.replace(params=params)), *batch)
@@ -193,11 +193,8 @@ def test_images_that_can_bear_more_get_wider_boxes():
     for index in range(300):
         augmenter, _ = step(augmenter, images, images * 0.9, key=jax.random.fold_in(KEY, index))
     uncertainty = losses.entropy(by_light(images))
-    half_width = augmenter(images, uncertainty, method="box").half_width.mean(-1)
+    half_width = augmenter(uncertainty, method="box").half_width.mean(-1)
     assert half_width[1::2].max() + 0.1 < half_width[::2].min()
-    # What is known beside the pixels matters by itself.
-    swapped = augmenter(images, uncertainty[::-1], method="box").half_width.mean(-1)
-    assert np.abs(swapped - half_width).max() > 0.05
 
 
 @pytest.mark.parametrize("light", [0.0, 0.9, 1.0, 100.0])
@@ -209,7 +206,7 @@ def test_certainty_weighs_the_more_the_more_uncertain_images_are(stochastic, lig
     weight = float(metrics["certainty_weight"])
     assert weight == pytest.approx(1 / (1 + np.exp(-10 * excess)), abs=1e-3)
     assert (weight > 0.5) == (excess > 0) and (weight == 1) == (light == 100)
-    second_moment = after.opt_state[0].nu["localization"]["Dense_1"]["bias"]
+    second_moment = after.opt_state[0].nu["output_layer"]["bias"]
     assert np.all(np.sqrt(second_moment / 1e-3) < 20.0)
 
 
@@ -217,9 +214,9 @@ def test_boxes_come_back_from_their_bounds():
     """Where widths have no gradient of their own, and certainty has all the weight."""
     module = models.StochasticAugmenter(share=1.0)
     augmenter = steps.create_model_state(module, KEY, IMAGE_SHAPE, optax.adam(0.1), KEY)
-    bias = augmenter.params["localization"]["Dense_1"]["bias"]
+    bias = augmenter.params["output_layer"]["bias"]
     bias = bias.at[:].set(jnp.where(jnp.arange(12) < 6, 5.0, 20.0))
-    augmenter.params["localization"]["Dense_1"]["bias"] = bias
+    augmenter.params["output_layer"]["bias"] = bias
     step = jax.jit(partial(steps.matching_step, classify=by_light))
     for index in range(300):
         key = jax.random.fold_in(KEY, index)
