@@ -154,7 +154,8 @@ def test_no_weights_lead_a_stochastic_augmenter_past_its_bounds(seed):
     assert np.all(log_volume <= 0) and np.all(edge >= -1e-5)
     chex.assert_tree_all_finite((log_volume, edge))
     assert np.ptp(np.asarray(centre), axis=0).max() > 0.1  # of each image its own
-    theta = module.apply(variables, images, jax.random.key(3), method="transform")[1]
+    drawn = module.apply(variables, images, jax.random.key(3), UNCERTAINTY, method="transform")
+    theta = drawn[1]
     away = np.abs(coordinates(theta) - centre * np.array(DEFAULT_BOUNDS))
     assert np.all(away <= half_width * np.array(DEFAULT_BOUNDS) + 1e-3)
 

@@ -100,7 +100,7 @@ def test_trials_fill_the_space_of_bounds():
 
 def test_half_affine_transforms_half_of_the_images_within_its_bounds():
     grid = np.asarray(ma.affine_grid(np.eye(2, 3), (24, 32)), np.float32)
-    images = jnp.asarray(np.broadcast_to(100 * grid[..., :1], (400, 24, 32, 1)))
+    images = jnp.asarray(np.broadcast_to(100 + 100 * grid[..., :1], (400, 24, 32, 1)))
     labels = jnp.zeros(400, jnp.int32)
     none = phases.affine_bounds(Bounds(0.0, 0.0, 1.0, 1.0, 0.0))
     for bounds, whole_pixels in ((none, 1.0), (DEFAULT_BOUNDS, 0.5)):

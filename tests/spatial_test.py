@@ -184,7 +184,14 @@ def test_affine_grid_equals_torch(shape, align_corners):
 
 @pytest.mark.parametrize(
     ("shape", "mode", "padding_mode", "align_corners", "method"),
-    [("rgb", *case, "gather") for case in itertools.product(MODES, PADDING_MODES, (False, True))]
+    [
+        ("rgb", *case, "gather")
+        for case in itertools.product(("bilinear", "nearest"), PADDING_MODES, (False, True))
+    ]
+    + [
+        ("rgb", "bicubic", *case, "gather")
+        for case in zip(PADDING_MODES, (False, True, False), strict=True)
+    ]
     + [
         ("grey", mode, *case, "matmul")
         for mode in ("bilinear", "bicubic")

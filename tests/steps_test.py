@@ -144,13 +144,16 @@ def test_a_replay_has_the_augmenter_of_the_same_time(state, stochastic, batch):
 
 def test_one_box_for_all_is_each_images_own_only_while_these_are_alike(state, stochastic, batch):
     evaluate = jax.jit(steps.joint_eval_step)
-    new = evaluate(steps.State(state.classifier, stochastic), *batch)
+    weights = state.classifier.params
+    weights = weights | {"Dense_0": jax.tree.map(lambda x: 20 * x, weights["Dense_0"])}
+    classifier = state.classifier.replace(params=weights)  # a new one is as uncertain of all images
+    new = evaluate(steps.State(classifier, stochastic), *batch)
     np.testing.assert_allclose(new["same_box_entropy"], losses.entropy(new["logits_after"]), 1e-4)
     assert new["same_box_accuracy"].mean() == new["augmented_accuracy"].mean()
     kernel = stochastic.params["output_layer"]["kernel"]
     noise = jax.random.normal(KEY, kernel.shape)
     params = jax.tree.map(lambda x: noise if x is kernel else x, stochastic.params)
-    own = evaluate(steps.State(state.classifier, stochastic.replace(params=params)), *batch)
+    own = evaluate(steps.State(classifier, stochastic.replace(params=params)), *batch)
     assert np.std(own["centre"], axis=0).max() > 0.05
     difference = own["same_box_entropy"] - losses.entropy(own["logits_after"])
     assert np.abs(difference).max() > 1e-3
