@@ -156,15 +156,15 @@ def test_label_weights_are_those_of_the_pixels(mix, alpha):
 
 
 def recovered_theta(images):
-    """Of warped images of (100 x, 100 y, 1) at the positions of the identity; from what is inside.
+    """Of warped images of (100 x + 100, 100 y + 100, 1) at the positions of the identity.
 
-    Values between two outermost pixels' centres are exact in a bilinear warp.
+    From what is inside: values between two outermost pixels' centres are exact in a bilinear warp.
     """
     identity = np.asarray(ma.affine_grid(np.eye(2, 3), images.shape[1:3])).reshape(-1, 2)
     for image in np.asarray(images, np.float64).reshape(len(images), -1, 3):
         inside = image[:, 2] > 0.9999
         inputs = np.column_stack([identity, np.ones(len(identity))])[inside]
-        yield np.linalg.lstsq(inputs, image[inside, :2] / 100, rcond=None)[0].T
+        yield np.linalg.lstsq(inputs, image[inside, :2] / 100 - 1, rcond=None)[0].T
 
 
 @pytest.mark.parametrize("only", [*range(6), None])
@@ -174,7 +174,7 @@ def test_random_affine_is_within_its_bounds(only):
         bounds *= np.arange(6) == only
     batch, size = 200, (24, 32)
     grid = np.asarray(ma.affine_grid(np.eye(2, 3), size), np.float32)
-    image = np.concatenate([100 * grid, np.ones_like(grid[..., :1])], -1)
+    image = np.concatenate([100 + 100 * grid, np.ones_like(grid[..., :1])], -1)
     images = np.broadcast_to(image, (batch, *image.shape))
     sampler = {"interpolation": "bilinear", "padding_mode": "zeros"}
     out = ma.random_affine(KEY, images, bounds=tuple(bounds), **sampler)

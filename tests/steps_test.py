@@ -86,13 +86,13 @@ def test_the_classifier_learns(state, batch):
 @pytest.fixture(scope="module")
 def stochastic():
     key = jax.random.key(5)
-    module = models.StochasticAugmenter(start_width=0.5, share=1.0)
+    module = models.StochasticAugmenter(interpolation="bilinear", start_width=0.5, share=1.0)
     return steps.create_model_state(module, key, IMAGE_SHAPE, optax.adam(1e-2), key)
 
 
 @pytest.mark.parametrize("share", [0.25, 1.0])
 def test_the_joint_phase_changes_classifier_and_augmenter(state, stochastic, batch, share):
-    module = models.StochasticAugmenter(start_width=0.5, share=share)
+    module = models.StochasticAugmenter(interpolation="bilinear", start_width=0.5, share=share)
     before = steps.State(state.classifier, stochastic.replace(apply_fn=module.apply))
     images, labels = batch
     unseen = images[:8] + 0.1
@@ -203,7 +203,8 @@ def test_images_that_can_bear_more_get_wider_boxes():
 @pytest.mark.parametrize("light", [0.0, 0.9, 1.0, 100.0])
 def test_certainty_weighs_the_more_the_more_uncertain_images_are(stochastic, light):
     """And no step outweighs all others, where the classifier is certain of whatever is unseen."""
-    after, metrics = steps.matching_step(stochastic, BRIGHT, BRIGHT * light, by_light, KEY)
+    step = jax.jit(partial(steps.matching_step, classify=by_light))
+    after, metrics = step(stochastic, BRIGHT, BRIGHT * light, key=KEY)
     chex.assert_tree_all_finite((after.params, metrics))
     excess = float(metrics["entropy_augmented"]) / max(1e-6, float(metrics["entropy_unseen"])) - 1
     weight = float(metrics["certainty_weight"])
