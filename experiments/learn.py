@@ -55,14 +55,13 @@ def main(settings: cli.Settings) -> None:
     with cli.open_run(settings) as (writer, stop):
         progress, clock = Progress(), train.Clock(legs, settings.seeds)
         progress.say(f"{settings.experiment}, preset {settings.preset}, in {settings.workdir}")
-        state: Any = None
         pictured: Any = None
         for seed in range(settings.seeds):
             on_device = programs.put_data(*cli.choose(train_set, test_set, config, seed), mesh)
             run = train.Run(
                 config, settings.workdir, on_device, mesh, writer, progress, clock, stop
             )
-            state = None
+            state: Any = None
             for leg in legs:
                 state = train.train_phase(run, leg, seed, state)
             on_first(partial(_save, settings, seed, state.augmenter, on_device))

@@ -135,9 +135,44 @@ def export_augmenter(path: str | Path, to: str | Path) -> dict[str, Any]:
         jax.ShapeDtypeStruct((batch,), jnp.float32),
     )
     program = export.export(jax.jit(loaded.apply), platforms=PLATFORMS)(*inputs)
-    module, shape = loaded.module, ["batch", *loaded.image_shape]
     about = {
         "program": to.name,
+        **_description(loaded),
+        "platforms": list(PLATFORMS),
+        "jax": jax.__version__,
+        "calling_convention_version": program.calling_convention_version,
+    }
+    write_atomically(to, bytes(program.serialize()))
+    write_json(to.with_suffix(".json"), about)
+    return about
+
+
+class _Loaded(NamedTuple):
+    """The content of a file."""
+
+    module: StochasticAugmenter
+    params: Any
+    mean: Array
+    sd: Array
+    image_shape: tuple[int, ...]
+
+    def apply(
+        self, key: Array, images: Array, uncertainty: Array | None = None
+    ) -> tuple[Array, Array]:
+        """Images of 0..255, uint8 or float32 [B, H, W, C], augmented, and theta [B, 2, 3]."""
+        inputs = normalize(images, self.mean, self.sd)
+        result: Any = self.module.apply({"params": self.params}, inputs, key, uncertainty)
+        augmented, theta = result
+        if images.dtype == jnp.uint8:
+            return denormalize(augmented, self.mean, self.sd), theta
+        # A cubic passes the extremes of what it is made of.
+        return jnp.clip((augmented * self.sd + self.mean) * 255.0, 0.0, 255.0), theta
+
+
+def _description(loaded: _Loaded) -> dict[str, Any]:
+    """What an exported augmenter takes and does, for people and JSON."""
+    module, shape = loaded.module, ["batch", *loaded.image_shape]
+    return {
         "inputs": {
             "key": "jax.random.key(seed)",
             "images": {"dtype": "float32", "shape": shape, "range": [0, 255]},
@@ -174,35 +209,7 @@ def export_augmenter(path: str | Path, to: str | Path) -> dict[str, Any]:
             "unit": "share of the width and of the height, by whole pixels, at most",
             "value": module.others_shift,
         },
-        "platforms": list(PLATFORMS),
-        "jax": jax.__version__,
-        "calling_convention_version": program.calling_convention_version,
     }
-    write_atomically(to, bytes(program.serialize()))
-    write_json(to.with_suffix(".json"), about)
-    return about
-
-
-class _Loaded(NamedTuple):
-    """The content of a file."""
-
-    module: StochasticAugmenter
-    params: Any
-    mean: Array
-    sd: Array
-    image_shape: tuple[int, ...]
-
-    def apply(
-        self, key: Array, images: Array, uncertainty: Array | None = None
-    ) -> tuple[Array, Array]:
-        """Images of 0..255, uint8 or float32 [B, H, W, C], augmented, and theta [B, 2, 3]."""
-        inputs = normalize(images, self.mean, self.sd)
-        result: Any = self.module.apply({"params": self.params}, inputs, key, uncertainty)
-        augmented, theta = result
-        if images.dtype == jnp.uint8:
-            return denormalize(augmented, self.mean, self.sd), theta
-        # A cubic passes the extremes of what it is made of.
-        return jnp.clip((augmented * self.sd + self.mean) * 255.0, 0.0, 255.0), theta
 
 
 def _read(path: Path) -> _Loaded:

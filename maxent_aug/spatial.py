@@ -16,7 +16,7 @@ import numpy as np
 from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
 
-CUBIC = -0.75  # PyTorch's choice among the cubic kernels of Keys 1981: the slope at distance 1
+_CUBIC = -0.75  # PyTorch's choice among the cubic kernels of Keys 1981: the slope at distance 1
 
 _MODES = ("bilinear", "bicubic", "nearest")
 _PADDING_MODES = ("zeros", "border", "reflection")
@@ -386,18 +386,18 @@ def _taps(
 
 
 def _cubic(fraction: jax.Array, tap: int) -> tuple[jax.Array, jax.Array]:
-    """Weight of the pixel `tap` after the first, and its derivative, so far beyond the first.
+    """Weight of the pixel `tap` after the first, and its slope, at a fraction beyond the first.
 
     Source: Keys 1981, "Cubic convolution interpolation for digital image processing".
     """
     sign = 1.0 if tap <= 0 else -1.0
     d = sign * (fraction - tap)  # the distance, known to be below or above 1
     if tap in (0, 1):
-        weight = ((CUBIC + 2) * d - (CUBIC + 3)) * d * d + 1
-        slope = (3 * (CUBIC + 2) * d - 2 * (CUBIC + 3)) * d
+        weight = ((_CUBIC + 2) * d - (_CUBIC + 3)) * d * d + 1
+        slope = (3 * (_CUBIC + 2) * d - 2 * (_CUBIC + 3)) * d
     else:
-        weight = CUBIC * (((d - 5) * d + 8) * d - 4)
-        slope = CUBIC * ((3 * d - 10) * d + 8)
+        weight = _CUBIC * (((d - 5) * d + 8) * d - 4)
+        slope = _CUBIC * ((3 * d - 10) * d + 8)
     return weight, sign * slope
 
 

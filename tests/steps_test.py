@@ -172,7 +172,7 @@ def by_light(images):
 def test_matching_finds_the_same_widths_from_wherever_it_starts():
     """Those at which augmented images are as uncertain as unseen ones."""
     unseen, found = BRIGHT * 0.9, []
-    step = jax.jit(partial(steps.matching_step, classify=by_light, strictness=20.0))
+    step = jax.jit(partial(steps.matching_step, classify=by_light, strictness=50.0))
     for start_width in (0.1, 0.5, 0.9):
         module = models.StochasticAugmenter(start_width=start_width, share=1.0)
         augmenter = steps.create_model_state(module, KEY, IMAGE_SHAPE, optax.adam(2e-2), KEY)
@@ -183,7 +183,7 @@ def test_matching_finds_the_same_widths_from_wherever_it_starts():
         found.append(np.mean(path[-100:], axis=0))
     entropies, half_widths = np.transpose(found)
     target = float(losses.entropy(by_light(unseen)).mean())
-    np.testing.assert_allclose(entropies, np.full(3, target), rtol=0.12)
+    np.testing.assert_allclose(entropies, np.full(3, target), rtol=0.08)
     assert np.ptp(half_widths) < 0.03
     assert np.all((half_widths > 0.3) & (half_widths < 0.8))
 
@@ -198,6 +198,8 @@ def test_images_that_can_bear_more_get_wider_boxes():
     uncertainty = losses.entropy(by_light(images))
     half_width = augmenter(uncertainty, method="box").half_width.mean(-1)
     assert half_width[1::2].max() + 0.1 < half_width[::2].min()
+    swapped = augmenter(uncertainty[::-1], method="box").half_width.mean(-1)
+    assert np.abs(swapped - half_width).max() > 0.05
 
 
 @pytest.mark.parametrize("light", [0.0, 0.9, 1.0, 100.0])
