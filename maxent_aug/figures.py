@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from maxent_aug.diagnostics import COORDINATES
 
@@ -320,14 +320,18 @@ def collapses(table: Mapping[str, Mapping[str, Any]]) -> Figure:
             alpha=0.85,
         )
     axes.set(xscale="log", yscale="log")
-    low, high = axes.get_xlim()
-    axes.axvline(0.05, color=GREY, linewidth=0.8, linestyle=":")
-    axes.plot([low, high], [0.25 * low, 0.25 * high], color=GREY, linewidth=0.8, linestyle=":")
-    axes.set_xlim(low, high)
+    (low, high), of_points = axes.get_xlim(), axes.get_ylim()
+    low = min(low, 0.03)  # so that the border of the identity is always in sight
+    dotted = {"color": GREY, "linewidth": 0.8, "linestyle": ":"}
+    axes.axvline(0.05, **dotted)
+    axes.plot([low, high], [0.25 * low, 0.25 * high], **dotted)
+    axes.set(xlim=(low, high), ylim=of_points)
     _tidy(axes, "distance from the identity, mean ‖θ − I‖", "spread between images")
     axes.xaxis.set_major_locator(LogLocator())
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_minor_formatter(NullFormatter())
     axes.set_title(
-        "Left of the dotted line: the identity. Below the other: the same for all images",
+        "Left of the upright line: the identity. Below the slanting one: the same for all images",
         fontsize=12,
     )
     handles = [
