@@ -195,9 +195,7 @@ class ScheduledClassifier:
 
 @dataclass(frozen=True)
 class MatchingAugmenter:
-    learning_rate: float = _field(
-        3e-3, "Adam's first; falls to 0 as a cosine while both learn", above=0, high=LARGE
-    )
+    learning_rate: float = _field(3e-3, "Adam's, which does not fall", above=0, high=LARGE)
     unseen: float = _field(
         0.05,
         "share of the training images that the classifier does not train on while the augmenter "
@@ -222,7 +220,7 @@ class MatchingAugmenter:
         high=1,
     )
     start_width: float = _field(
-        0.3, "half-width of a new augmenter's boxes, a share of the bounds", low=0.05, high=0.95
+        0.5, "half-width of a new augmenter's boxes, a share of the bounds", low=0.05, high=0.95
     )
     strictness: float = _field(
         10.0,

@@ -243,7 +243,7 @@ class StochasticAugmenter(nn.Module):
     bounds: AffineBounds = DEFAULT_BOUNDS
     interpolation: str = "bicubic"
     padding_mode: str = "reflection"
-    start_width: float = 0.3
+    start_width: float = 0.5
     least_width: float = 0.02
     share: float = 0.5
     others_shift: float = 0.0

@@ -254,7 +254,7 @@ def _joint(
     learned, epochs = config.learned, config.epochs.train
     together = min(epochs - 1, max(1, round(learned.together * epochs)))
     augmenter = make_augmenter(learned, config.bounds)
-    tx = optax.adam(_cosine(learned.learning_rate, together * steps_per_epoch))
+    tx = optax.adam(learned.learning_rate)
 
     def begin(start: None, key: Array) -> steps.State:
         augmenter_key = jax.random.fold_in(key, 1)
@@ -339,15 +339,11 @@ def _begin_scheduled(
 
 def scheduled_sgd(config: ScheduledClassifier, updates: int) -> optax.GradientTransformation:
     """SGD with Nesterov's momentum and weight decay, its learning rate a falling cosine."""
-    rate = _cosine(config.learning_rate, updates)
+    rate = optax.cosine_decay_schedule(config.learning_rate, min(updates, LAST_UPDATE))
     return optax.chain(
         optax.add_decayed_weights(config.weight_decay),
         optax.sgd(rate, config.momentum, nesterov=True),
     )
-
-
-def _cosine(first: float, updates: int) -> optax.Schedule:
-    return optax.cosine_decay_schedule(first, min(updates, LAST_UPDATE))
 
 
 def make_classifier(

@@ -259,7 +259,7 @@ def matching_step(
     *,
     uncertainty: Array | None = None,
     strictness: float = 10.0,
-    memory: float = 0.95,
+    memory: float = 0.98,
 ) -> tuple[ModelState, Metrics]:
     """One update of a stochastic augmenter: wider, but no less certain than images never seen.
 
