@@ -87,7 +87,8 @@ def _write(
     run_folder.write_json(settings.workdir / "ablation.json", result)
     folder = settings.workdir / "figures"
     folder.mkdir(exist_ok=True)
-    figures.collapses(rows).savefig(folder / "collapses.png")
+    figure = figures.collapses(rows, no_distance=NO_DISTANCE, one_transform=ONE_TRANSFORM)
+    figure.savefig(folder / "collapses.png")
     return result
 
 

@@ -195,7 +195,7 @@ class ScheduledClassifier:
 
 @dataclass(frozen=True)
 class MatchingAugmenter:
-    learning_rate: float = _field(3e-3, "Adam's, which does not fall", above=0, high=LARGE)
+    learning_rate: float = _field(3e-3, "Adam's; constant", above=0, high=LARGE)
     unseen: float = _field(
         0.05,
         "share of the training images that the classifier does not train on while the augmenter "

@@ -211,8 +211,7 @@ def augmented(
             _put_image(figure, warped[i], x, y_output, shown)
             bits = f"{entropy_before[i]:.2f} → {entropy_after[i]:.2f} bits"
             _put_text(figure, x, below, bits, fontsize=7, weight="bold")
-            for j, text in enumerate(texts[i], start=1):
-                _put_text(figure, x, below + j * line, text, fontsize=7, color="#333333")
+            _put_lines(figure, x, below + line, texts[i], line, fontsize=7)
         top += block
     return figure
 
@@ -255,9 +254,7 @@ def versions(
             x = 4 * gap + (column + 1) * (cell + gap)
             _put_image(figure, augmented[row, column], x, y, shown)
             if words:
-                for number, text in enumerate(texts[row][column]):
-                    place = x, y + shown[0] + 6 + number * line
-                    _put_text(figure, *place, text, fontsize=6, color="#333333")
+                _put_lines(figure, x, y + shown[0] + 6, texts[row][column], line, fontsize=6)
     return figure
 
 
@@ -285,12 +282,16 @@ def half_widths(records: Iterable[Record]) -> Figure:
     return figure
 
 
-def collapses(table: Mapping[str, Mapping[str, Any]]) -> Figure:
+def collapses(
+    table: Mapping[str, Mapping[str, Any]], *, no_distance: float, one_transform: float
+) -> Figure:
     """Where variants of the augmenter end: distance from the identity, spread between images.
 
     Args:
       table: for each variant, named FORM-JUDGE-THETA-DRAWS, distance_from_identity and
         spread_of_images.
+      no_distance: below it is the identity.
+      one_transform: spread, as a share of the distance, below which all images are changed alike.
 
     Returns:
       One panel: colour is the form of the loss, a filled mark has a discriminator, its shape says
@@ -321,10 +322,10 @@ def collapses(table: Mapping[str, Mapping[str, Any]]) -> Figure:
         )
     axes.set(xscale="log", yscale="log")
     (low, high), of_points = axes.get_xlim(), axes.get_ylim()
-    low = min(low, 0.03)  # so that the border of the identity is always in sight
+    low = min(low, 0.6 * no_distance)  # so that the border of the identity is always in sight
     dotted = {"color": GREY, "linewidth": 0.8, "linestyle": ":"}
-    axes.axvline(0.05, **dotted)
-    axes.plot([low, high], [0.25 * low, 0.25 * high], **dotted)
+    axes.axvline(no_distance, **dotted)
+    axes.plot([low, high], [one_transform * low, one_transform * high], **dotted)
     axes.set(xlim=(low, high), ylim=of_points)
     _tidy(axes, "distance from the identity, mean ‖θ − I‖", "spread between images")
     axes.xaxis.set_major_locator(LogLocator())
@@ -396,6 +397,14 @@ def _put_text(figure: Figure, x: float, y: float, text: str, **style: Any) -> No
     """Text with its left upper corner at (x, y) in pixels from the left upper corner."""
     width, height = figure.bbox.size
     figure.text(x / width, 1 - y / height, text, **{"va": "top", **style})
+
+
+def _put_lines(
+    figure: Figure, x: float, y: float, lines: Sequence[str], apart: float, *, fontsize: float
+) -> None:
+    """Text below text, so many pixels apart."""
+    for number, text in enumerate(lines):
+        _put_text(figure, x, y + number * apart, text, fontsize=fontsize, color="#333333")
 
 
 def _put_image(figure: Figure, image: np.ndarray, x: int, y: int, shown: tuple[int, int]) -> None:
