@@ -27,7 +27,7 @@ from maxent_aug import diagnostics, losses, metrics, phases, programs, run_folde
 from maxent_aug.config import COMPARISON_PRESETS
 from maxent_aug.processes import on_first
 from maxent_aug.progress import Progress, duration
-from maxent_aug.spatial import DEFAULT_BOUNDS, AffineBounds
+from maxent_aug.spatial import WIDE_BOUNDS, AffineBounds
 
 LEARNED = {
     "printed": "printed",
@@ -96,7 +96,7 @@ def _check(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def _row(
-    name: str, num_classes: int, bounds: AffineBounds = DEFAULT_BOUNDS
+    name: str, num_classes: int, bounds: AffineBounds = WIDE_BOUNDS
 ) -> tuple[programs.Policy, str | None]:
     """The policy of all images, and the form of the learned augmenter's loss if there is one."""
     parts = name.split("+")
@@ -159,8 +159,8 @@ def _versions(
             changed, theta = state.augmenter(changed, key, *known)
         return steps.denormalize(changed, mean, sd), theta
 
-    drawn = [version(key) for key in jax.random.split(jax.random.key(0), PICTURES)]
-    return images, *jax.tree.map(lambda *each: jax.numpy.stack(each, axis=1), *drawn)
+    drawn = jax.lax.map(version, jax.random.split(jax.random.key(0), PICTURES))
+    return images, *jax.tree.map(lambda each: jax.numpy.moveaxis(each, 0, 1), drawn)
 
 
 def _accuracies(workdir: Path, last: phases.Phase, seeds: int) -> dict[int, float]:

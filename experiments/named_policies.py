@@ -7,7 +7,7 @@ import jax
 from jax import Array
 
 from maxent_aug import policies, programs
-from maxent_aug.spatial import DEFAULT_BOUNDS, AffineBounds
+from maxent_aug.spatial import WIDE_BOUNDS, AffineBounds
 
 IMAGE_POLICIES = {
     "identity": policies.identity,
@@ -25,7 +25,7 @@ NAMES = (*IMAGE_POLICIES, *AFFINE, *MIXING_POLICIES, "entropy_magnitude")
 
 
 def named_policy(
-    names: Sequence[str], num_classes: int, bounds: AffineBounds = DEFAULT_BOUNDS
+    names: Sequence[str], num_classes: int, bounds: AffineBounds = WIDE_BOUNDS
 ) -> programs.Policy:
     """One policy after the other, each with a key of its own.
 

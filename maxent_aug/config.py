@@ -211,7 +211,7 @@ class MatchingAugmenter:
         high=1,
     )
     every: int = _field(8, "the augmenter learns from one in so many images of a batch", low=1)
-    share: float = _field(0.5, "of the images that are transformed", above=0, high=1)
+    share: float = _field(0.25, "of the images that are transformed", above=0, high=1)
     others_shift: float = _field(
         0.125,
         "by which the other images are shifted at most, a share of the width and of the height; by "
@@ -243,11 +243,11 @@ class MatchingAugmenter:
 class Bounds:
     """The most that an affine transform may do, to either side, random or learned."""
 
-    shift: float = _field(0.125, "share of the width and of the height", low=0, high=1)
-    rotation: float = _field(30.0, "degrees", low=0, high=180)
-    scale: float = _field(1.3, "times", low=1, high=10)
-    aspect: float = _field(1.2, "times, of width to height", low=1, high=10)
-    shear: float = _field(0.3, "tangent of the angle", low=0, high=10)
+    shift: float = _field(0.1875, "share of the width and of the height", low=0, high=1)
+    rotation: float = _field(45.0, "degrees", low=0, high=180)
+    scale: float = _field(1.5, "times", low=1, high=10)
+    aspect: float = _field(1.4, "times, of width to height", low=1, high=10)
+    shear: float = _field(0.5, "tangent of the angle", low=0, high=10)
 
 
 @dataclass(frozen=True)

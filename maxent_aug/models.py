@@ -15,7 +15,7 @@ from flax import linen as nn
 from jax import Array
 
 from maxent_aug.spatial import (
-    DEFAULT_BOUNDS,
+    WIDE_BOUNDS,
     AffineBounds,
     affine_matrix,
     bounded_affine,
@@ -240,12 +240,12 @@ class StochasticAugmenter(nn.Module):
       hidden: units of the network from uncertainty to box.
     """
 
-    bounds: AffineBounds = DEFAULT_BOUNDS
+    bounds: AffineBounds = WIDE_BOUNDS
     interpolation: str = "bicubic"
     padding_mode: str = "reflection"
     start_width: float = 0.5
     least_width: float = 0.02
-    share: float = 0.5
+    share: float = 0.25
     others_shift: float = 0.0
     uncertainty: float = 0.2
     hidden: int = 64

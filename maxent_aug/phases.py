@@ -152,7 +152,7 @@ def comparison(
     """
     begin = _begin_scheduled(config, image_shape, num_classes, steps_per_epoch)
     begin_augment = _begin_augment(config.augmenter, config.discriminator, image_shape)
-    half, phases = config.epochs.train // 2, {}
+    half, phases, joints = config.epochs.train // 2, {}, {}
     for row, (policy, form) in rows.items():
         train = partial(Phase, row, policy=policy)
         if form is None:
@@ -160,9 +160,11 @@ def comparison(
             continue
         if form in ("unseen", "replayed"):
             branch = row.replace("replayed", "learned")
-            joint = _joint(branch, config, begin, policy, image_shape, steps_per_epoch)
+            if branch not in joints:
+                joint = _joint(branch, config, begin, policy, image_shape, steps_per_epoch)
+                joints[branch] = _recorded(joint, joint.epochs * steps_per_epoch)
+            joint = joints[branch]
             updates = joint.epochs * steps_per_epoch
-            joint = _recorded(joint, updates)
             rest = _rest(config, joint)
             if form == "replayed":
                 rest = _replayed(row, config, begin, joint, updates)

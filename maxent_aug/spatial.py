@@ -82,6 +82,10 @@ class AffineBounds(NamedTuple):
 
 
 DEFAULT_BOUNDS = AffineBounds()
+# More than most images can bear: how much of it to use is what a stochastic augmenter learns.
+WIDE_BOUNDS = AffineBounds(
+    0.375, 0.375, float(np.radians(45)), float(np.log(1.5)), float(np.log(1.4)), 0.5
+)
 
 
 def bounded_affine(

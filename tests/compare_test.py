@@ -38,6 +38,7 @@ def go(tmp_path, monkeypatch):
     """Runs the comparison in tmp_path: the content of compare.json."""
     small_run.make_small(monkeypatch)
     monkeypatch.setattr(phases, "comparison", legs_once)
+    monkeypatch.setattr(compare, "PICTURES", 2)
 
     def call(names=ROWS, seeds=1, workdir=tmp_path):
         monkeypatch.setattr(flags.FLAGS["policies"], "value", list(names))

@@ -13,7 +13,7 @@ import small_run
 from experiments import cli, learn
 from maxent_aug import load_augmenter, metrics, phases, programs, train
 from maxent_aug.config import Bounds, Learning, LearningEpochs, MatchingAugmenter
-from maxent_aug.spatial import DEFAULT_BOUNDS, decompose_affine
+from maxent_aug.spatial import WIDE_BOUNDS, decompose_affine
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 CONFIG = Learning(
@@ -77,7 +77,7 @@ def test_a_run_leaves_what_it_promises_and_a_stopped_one_the_same(
 
 def test_the_file_is_the_augmenter_of_the_run_with_the_bounds_asked_for(go, tmp_path):
     unasked = phases.make_augmenter(MatchingAugmenter(), Bounds())
-    assert unasked.bounds == pytest.approx(DEFAULT_BOUNDS)
+    assert unasked.bounds == pytest.approx(WIDE_BOUNDS)
     bounds = Bounds(shift=0.0, rotation=180.0, scale=1.0, aspect=1.0, shear=0.0)
     go(tmp_path, config=dataclasses.replace(CONFIG, bounds=bounds))
     images = small_run.digits(100, 140).images

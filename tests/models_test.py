@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from maxent_aug import models
-from maxent_aug.spatial import DEFAULT_BOUNDS, decompose_affine, warp_affine
+from maxent_aug.spatial import WIDE_BOUNDS, decompose_affine, warp_affine
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 SHAPES = [(32, 32, 3), (8, 8, 1), (28, 20, 1), (4, 4, 2)]
 
@@ -136,7 +138,7 @@ def test_a_new_stochastic_augmenter_draws_from_its_start_width(start):
     augmented, theta, *_ = jax.jit(partial(module.apply, method="transform"))(
         variables, images, jax.random.key(3)
     )
-    drawn = coordinates(theta) / np.array(DEFAULT_BOUNDS)
+    drawn = coordinates(theta) / np.array(WIDE_BOUNDS)
     assert np.all(np.abs(drawn) <= start + 1e-4)
     assert np.all(np.abs(drawn).max(0) > 0.9 * start)
     assert np.all(np.abs(drawn.mean(0)) < 5 * start / np.sqrt(3 * 200))
@@ -156,8 +158,8 @@ def test_no_weights_lead_a_stochastic_augmenter_past_its_bounds(seed):
     assert np.ptp(np.asarray(centre), axis=0).max() > 0.1  # of each image its own
     drawn = module.apply(variables, images, jax.random.key(3), UNCERTAINTY, method="transform")
     theta = drawn[1]
-    away = np.abs(coordinates(theta) - centre * np.array(DEFAULT_BOUNDS))
-    assert np.all(away <= half_width * np.array(DEFAULT_BOUNDS) + 1e-3)
+    away = np.abs(coordinates(theta) - centre * np.array(WIDE_BOUNDS))
+    assert np.all(away <= half_width * np.array(WIDE_BOUNDS) + 1e-3)
 
 
 def test_a_stochastic_augmenter_transforms_its_share_of_the_images():

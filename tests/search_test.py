@@ -17,7 +17,7 @@ from experiments import cli, search
 from experiments.named_policies import named_policy
 from maxent_aug import metrics, phases, train
 from maxent_aug.config import Bounds, Data, Search, SearchEpochs
-from maxent_aug.spatial import DEFAULT_BOUNDS
+from maxent_aug.spatial import WIDE_BOUNDS
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 CONFIG = Search(
@@ -103,7 +103,7 @@ def test_half_affine_transforms_half_of_the_images_within_its_bounds():
     images = jnp.asarray(np.broadcast_to(100 + 100 * grid[..., :1], (400, 24, 32, 1)))
     labels = jnp.zeros(400, jnp.int32)
     none = phases.affine_bounds(Bounds(0.0, 0.0, 1.0, 1.0, 0.0))
-    for bounds, whole_pixels in ((none, 1.0), (DEFAULT_BOUNDS, 0.5)):
+    for bounds, whole_pixels in ((none, 1.0), (WIDE_BOUNDS, 0.5)):
         policy = named_policy(["half_affine"], 10, bounds)
         out, same = jax.jit(lambda key, p=policy: p(key, images, labels, None))(jax.random.key(0))
         inside = np.asarray(out)[:, 8:16, 8:24, 0]

@@ -11,6 +11,8 @@ import pytest
 
 from maxent_aug import losses, models, steps
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 IMAGE_SHAPE = (8, 8, 1)
 OPTIONS = {"form": "intended", "target": 0.3, "saturating": True}
 
@@ -174,7 +176,8 @@ def test_matching_finds_the_same_widths_from_wherever_it_starts():
     unseen, found = BRIGHT * 0.9, []
     step = jax.jit(partial(steps.matching_step, classify=by_light, strictness=50.0))
     for start_width in (0.1, 0.5, 0.9):
-        module = models.StochasticAugmenter(start_width=start_width, share=1.0)
+        bounds = models.AffineBounds()
+        module = models.StochasticAugmenter(bounds, start_width=start_width, share=1.0)
         augmenter = steps.create_model_state(module, KEY, IMAGE_SHAPE, optax.adam(2e-2), KEY)
         path = []
         for index in range(400):
@@ -213,7 +216,7 @@ def test_certainty_weighs_the_more_the_more_uncertain_images_are(stochastic, lig
     assert weight == pytest.approx(1 / (1 + np.exp(-10 * excess)), abs=1e-3)
     assert (weight > 0.5) == (excess > 0) and (weight == 1) == (light == 100)
     second_moment = after.opt_state[0].nu["output_layer"]["bias"]
-    assert np.all(np.sqrt(second_moment / 1e-3) < 20.0)
+    assert np.all(np.sqrt(second_moment / 1e-3) < 30.0)
 
 
 def test_boxes_come_back_from_their_bounds():
