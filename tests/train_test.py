@@ -340,7 +340,7 @@ def test_one_device_and_eight_agree(index):
 
 def joint():
     """Classifier and augmenter together: the learned row of a comparison."""
-    learned = MatchingAugmenter(unseen=0.2, every=2, learning_rate=1e-2)
+    learned = MatchingAugmenter(unseen=0.2, every=2, share=0.5, learning_rate=1e-2)
     config = Comparison(epochs=ComparedEpochs(train=2), batch_size=16, learned=learned)
     tiny = partial(models.ResNet, stage_sizes=(1,), width=4)
     with mock.patch.object(models, "ResNet18", tiny):
