@@ -14,6 +14,8 @@ from maxent_aug import losses, models, steps
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 IMAGE_SHAPE = (8, 8, 1)
+# Within the default ones several boxes suit images this small, and the start decides among them.
+NARROW = models.AffineBounds()
 OPTIONS = {"form": "intended", "target": 0.3, "saturating": True}
 
 
@@ -88,13 +90,13 @@ def test_the_classifier_learns(state, batch):
 @pytest.fixture(scope="module")
 def stochastic():
     key = jax.random.key(5)
-    module = models.StochasticAugmenter(interpolation="bilinear", start_width=0.5, share=1.0)
+    module = models.StochasticAugmenter(NARROW, "bilinear", start_width=0.5, share=1.0)
     return steps.create_model_state(module, key, IMAGE_SHAPE, optax.adam(1e-2), key)
 
 
 @pytest.mark.parametrize("share", [0.25, 1.0])
 def test_the_joint_phase_changes_classifier_and_augmenter(state, stochastic, batch, share):
-    module = models.StochasticAugmenter(interpolation="bilinear", start_width=0.5, share=share)
+    module = models.StochasticAugmenter(NARROW, "bilinear", start_width=0.5, share=share)
     before = steps.State(state.classifier, stochastic.replace(apply_fn=module.apply))
     images, labels = batch
     unseen = images[:8] + 0.1
@@ -176,8 +178,7 @@ def test_matching_finds_the_same_widths_from_wherever_it_starts():
     unseen, found = BRIGHT * 0.9, []
     step = jax.jit(partial(steps.matching_step, classify=by_light, strictness=50.0))
     for start_width in (0.1, 0.5, 0.9):
-        bounds = models.AffineBounds()
-        module = models.StochasticAugmenter(bounds, start_width=start_width, share=1.0)
+        module = models.StochasticAugmenter(NARROW, start_width=start_width, share=1.0)
         augmenter = steps.create_model_state(module, KEY, IMAGE_SHAPE, optax.adam(2e-2), KEY)
         path = []
         for index in range(400):
@@ -216,7 +217,7 @@ def test_certainty_weighs_the_more_the_more_uncertain_images_are(stochastic, lig
     assert weight == pytest.approx(1 / (1 + np.exp(-10 * excess)), abs=1e-3)
     assert (weight > 0.5) == (excess > 0) and (weight == 1) == (light == 100)
     second_moment = after.opt_state[0].nu["output_layer"]["bias"]
-    assert np.all(np.sqrt(second_moment / 1e-3) < 30.0)
+    assert np.all(np.sqrt(second_moment / 1e-3) < 20.0)
 
 
 def test_boxes_come_back_from_their_bounds():
