@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from experiments.peers import pillow_operation, pillow_policy
-from maxent_aug import OPERATIONS, apply_operations
+from maxent_aug import OPERATIONS, apply_operations, operations
 
 BATCH = 24
 GEOMETRIC = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate")
@@ -94,6 +94,17 @@ def test_all_and_few_images_draw_a_slow_operation(name, batch):
         operation[-1] = OPERATIONS.index(name)
         ours = apply_operations(images, operation, magnitude)
         np.testing.assert_array_equal(ours, pillow(images, operation, magnitude))
+
+
+def test_an_accelerator_does_the_same(monkeypatch):
+    """All images that an accelerator computes, and those alone that a CPU does, give the same."""
+    images = images_of((BATCH, 20, 37, 3), 7)
+    operation = np.arange(BATCH) % len(OPERATIONS)
+    rows = jnp.asarray(images), operation, np.full(BATCH, 0.4, np.float32), jnp.uint8(0)
+    on_cpu = jax.jit(lambda *rows: operations._apply(*rows))(*rows)
+    monkeypatch.setattr(operations, "_of_drawn_rows", operations._of_all_rows)
+    of_all = jax.jit(lambda *rows: operations._apply(*rows))(*rows)
+    np.testing.assert_array_equal(of_all, on_cpu)
 
 
 def test_in_turn():

@@ -138,3 +138,16 @@ def test_every_phase_lowers_for_a_tpu(make):
 )
 def test_policies_lower_for_a_tpu(policy):
     assert "callback" not in lowered(policy, KEY, jax.ShapeDtypeStruct((16, 8, 8, 3), jnp.uint8))
+
+
+def test_operations_loop_over_images_on_a_cpu_alone():
+    """Elsewhere over the operations in turn alone, whose number is known."""
+    images = jax.ShapeDtypeStruct((16, 8, 8, 3), jnp.uint8)
+    drawn = jax.ShapeDtypeStruct((2, 16), jnp.int32), jax.ShapeDtypeStruct((2, 16), jnp.float32)
+    loops = {
+        platform: lowered(ma.apply_operations, images, *drawn, platform=platform).count(
+            "stablehlo.while"
+        )
+        for platform in ("cpu", "cuda", "tpu")
+    }
+    assert loops == {"cpu": 3, "cuda": 1, "tpu": 1}
