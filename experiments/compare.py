@@ -144,7 +144,8 @@ def _versions(
 ) -> tuple[Array, Array, Array | None]:
     """The first images of the test set [N, H, W, C] and as they are trained on [N, 8, H, W, C].
 
-    And, if there is an augmenter, its theta [N, 8, 2, 3].
+    And, if there is an augmenter, its theta [N, 8, 2, 3]; one that transforms a share of the images
+    transforms all of these.
     """
     images, labels = on_device.test_images[:PICTURES], on_device.test_labels[:PICTURES]
     mean, sd = on_device.mean, on_device.sd
@@ -155,8 +156,11 @@ def _versions(
         )
         changed, theta = steps.normalize(changed, mean, sd), None
         if state.augmenter is not None:
-            known = [losses.uncertainty(state.classifier(changed))] if learned else []
-            changed, theta = state.augmenter(changed, key, *known)
+            options = {}
+            if learned:
+                uncertainty = losses.uncertainty(state.classifier(changed))
+                options = {"uncertainty": uncertainty, "method": "transform"}
+            changed, theta, *_ = state.augmenter(changed, key, **options)
         return steps.denormalize(changed, mean, sd), theta
 
     drawn = jax.lax.map(version, jax.random.split(jax.random.key(0), PICTURES))

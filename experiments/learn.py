@@ -155,7 +155,7 @@ def _figures(
     """Draws the figures: (path, title, caption) for the report."""
     from maxent_aug import figures  # matplotlib writes a cache of fonts when it is imported
 
-    augment = load_augmenter(_file(workdir, 0))
+    augment = load_augmenter(_file(workdir, 0), share=1.0)
     keys = jax.random.split(jax.random.key(0), DRAWS)
     drawn = [jax.device_get(augment(key, images, uncertainty)) for key in keys]
     versions = np.stack([pictures for pictures, _ in drawn], axis=1)
@@ -165,15 +165,15 @@ def _figures(
             figures.versions(
                 images,
                 versions,
-                title=f"Test images, {DRAWS} times augmented",
+                title=f"Test images, {DRAWS} times transformed",
                 words=list(zip(*words, strict=True)),
             ),
             "What is done to each image",
             "Test images on the left, draws of the augmenter beside them, and the transform of "
             "each in words. The box that they are drawn from follows from how certain the "
-            "classifier is of the image. Wanted are draws that differ and can still be recognised; "
-            "the share learned.share of them is transformed, the others are shifted by whole "
-            "pixels.",
+            "classifier is of the image. Wanted are draws that differ and can still be recognised. "
+            "While it trains, the share learned.share of the images is transformed so, and the "
+            "others are shifted by whole pixels.",
         ),
         "half_widths": (
             figures.half_widths(records),

@@ -61,12 +61,16 @@ def save_augmenter(
     write_atomically(Path(path), content.getvalue())
 
 
-def load_augmenter(path: str | Path) -> Callable[..., tuple[Array, Array]]:
+def load_augmenter(
+    path: str | Path, *, share: float | None = None
+) -> Callable[..., tuple[Array, Array]]:
     """Reads a trained augmenter, frozen.
 
     Args:
       path: of a file of `save_augmenter`, such as augmenter.npz in the folder of a run of
         `experiments.learn`.
+      share: of the images that are transformed, above 0, at most 1; by default as in its training.
+        The others are shifted by whole pixels, if its training had them so.
 
     Returns:
       A jitted function (key, images, uncertainty=None) -> (images, theta): key is a typed random
@@ -76,10 +80,14 @@ def load_augmenter(path: str | Path) -> Callable[..., tuple[Array, Array]]:
       another shape than it was trained on, and for uncertainties of another shape than [B].
 
     Raises:
-      ValueError: if the file is not an augmenter's.
+      ValueError: if the file is not an augmenter's, or on another share.
       OSError: if it cannot be read.
     """
     loaded = _read(Path(path))
+    if share is not None:
+        if not 0 < share <= 1:
+            raise ValueError(f"share must be above 0, at most 1, got {share}")
+        loaded = loaded._replace(module=loaded.module.clone(share=share))
 
     @jax.jit
     def augment(

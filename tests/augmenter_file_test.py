@@ -66,6 +66,21 @@ def test_a_loaded_augmenter_takes_uncertainties(trained, path):
         augment(KEY, images, uncertainty[:5])
 
 
+def test_a_share_of_ones_own(path):
+    images = np.random.default_rng(0).integers(0, 256, (200, *SHAPE)).astype(np.float32)
+
+    def transformed(share):
+        theta = load_augmenter(path, share=share)(KEY, images)[1]
+        return np.any(np.abs(theta - np.eye(2, 3)) > 1e-6, axis=(1, 2)).mean()
+
+    assert transformed(1.0) == 1.0
+    assert transformed(None) == pytest.approx(0.7, abs=0.15)
+    assert transformed(0.1) == pytest.approx(0.1, abs=0.1)
+    for share in (0.0, -1, 1.01, float("nan")):
+        with pytest.raises(ValueError, match="share must be above 0, at most 1, got"):
+            load_augmenter(path, share=share)
+
+
 # As in the README, with what a test gives and checks.
 WITHOUT_THE_PACKAGE = """
 import sys
