@@ -119,12 +119,15 @@ def cases(batch: int | None, scratch: Path) -> Iterator[Case]:
     shapes = [(512, 32, 3), (64, 96, 3), (64, 224, 3), (512, 32, 1)]
     if jax.default_backend() != "cpu":
         shapes.append((65536, 32, 3))  # more than the caches hold
-    variants = [(*shape, "float32", "zeros", False) for shape in shapes]
-    variants.append((512, 32, 3, "bfloat16", "zeros", False))
-    variants += [(512, 32, 3, "float32", padding, False) for padding in ("border", "reflection")]
+    variants = [(*shape, "float32", "bilinear", "zeros") for shape in shapes]
+    variants.append((512, 32, 3, "bfloat16", "bilinear", "zeros"))
+    variants += [
+        (512, 32, 3, "float32", "bilinear", padding) for padding in ("border", "reflection")
+    ]
+    variants += [(512, 32, 3, "float32", "bicubic", padding) for padding in ("zeros", "reflection")]
     for variant in variants:
-        yield from (_warp_case(batch, *variant, gradients) for gradients in range(3))
-    yield _warp_case(batch, 512, 32, 3, "float32", "zeros", True, 0)
+        yield from (_warp_case(batch, *variant, False, gradients) for gradients in range(3))
+    yield _warp_case(batch, 512, 32, 3, "float32", "bilinear", "zeros", True, 0)
     on_gpu = jax.default_backend() == "gpu"
     for architecture in ("ResNetSmall", "ResNet18"):
         for precision in ("float32", "tf32", "bfloat16") if on_gpu else ("float32", "bfloat16"):
@@ -140,49 +143,56 @@ def _warp_case(
     size: int,
     channels: int,
     dtype: str,
+    mode: str,
     padding: str,
     inside: bool,
     gradients: int,
 ) -> Case:
-    batch = batch or own_batch
-    words = [f"{size}x{size}x{channels}", dtype, padding, "within the frame" if inside else ""]
-    words = [word for word in words if word not in ("float32", "zeros", "")]
+    batch, where = batch or own_batch, "within the frame" if inside else ""
+    words = [f"{size}x{size}x{channels}", dtype, mode, padding, where]
+    words = [word for word in words if word not in ("float32", "bilinear", "zeros", "")]
     return Case(
         f"warp, {' '.join(words)} {GRADIENTS[gradients]}, batch {batch}",
         batch,
-        "jax.scipy",
+        "jax.scipy" if mode == "bilinear" else "ours, matmul",
         1e-2 if dtype == "bfloat16" else 1e-4,  # one rounding of bfloat16 is up to 2^-8
-        partial(warps, (batch, size, size, channels), dtype, padding, inside, gradients),
+        partial(warps, (batch, size, size, channels), dtype, mode, padding, inside, gradients),
         ("copy",),
         images_moved=2 + gradients,
     )
 
 
 def warps(
-    shape: tuple[int, ...], dtype: str, padding: str, inside: bool, gradients: int
+    shape: tuple[int, ...], dtype: str, mode: str, padding: str, inside: bool, gradients: int
 ) -> dict[str, peers.Contender]:
     """Affine warps of a batch of images by a theta for each.
 
     Args:
       shape: [B, H, W, C].
       dtype: of the images; positions are float32.
-      padding: padding_mode of `warp_affine`.
+      mode, padding: mode and padding_mode of `warp_affine`; for bicubic, jax.scipy and dm_pix have
+        nothing, and OpenCV rounds its weights.
       inside: all positions are inside the image, where dm_pix's frame is no other than ours.
       gradients: 0, 1 for theta's, 2 for theta's and the image's beside it.
     """
     image, theta, cotangent = _warp_inputs(shape, inside)
     arrays = jnp.asarray(theta), *(jnp.asarray(x, dtype) for x in (image, cotangent))
     run = partial(_jax_warp, arrays=arrays, gradients=gradients)
-    ours = lambda t, i, method: warp_affine(i, t, padding_mode=padding, method=method)  # noqa: E731
+    sampling = {"mode": mode, "padding_mode": padding}
+
+    def ours(theta: jax.Array, image: jax.Array, method: str) -> jax.Array:
+        return warp_affine(image, theta, mode=mode, padding_mode=padding, method=method)
+
     found = {"ours, gather": run(partial(ours, method="gather"))}
     if jax.default_backend() != "cpu" or shape[1] <= 32:  # its cost: the square of the pixels
         found["ours, matmul"] = run(partial(ours, method="matmul"))
-    found["jax.scipy"] = run(partial(peers.scipy_warp, mode=peers.PADDING[padding][0]))
-    found |= peers.torch_warps(theta, image, cotangent, dtype, padding, gradients)
-    if gradients == 0 and dtype == "float32":
-        found |= peers.opencv_warps(theta, image, peers.PADDING[padding][1])
-    if inside and (dm_pix := peers.peer("dm_pix")):
-        found["dm_pix"] = run(partial(peers.dm_pix_warp, dm_pix))
+    found |= peers.torch_warps(theta, image, cotangent, dtype, sampling, gradients)
+    if mode == "bilinear":
+        found["jax.scipy"] = run(partial(peers.scipy_warp, mode=peers.PADDING[padding][0]))
+        if gradients == 0 and dtype == "float32":
+            found |= peers.opencv_warps(theta, image, peers.PADDING[padding][1])
+        if inside and (dm_pix := peers.peer("dm_pix")):
+            found["dm_pix"] = run(partial(peers.dm_pix_warp, dm_pix))
     found["copy"] = partial(jax.jit(lambda image: (image + 1,)), arrays[1])
     return found
 

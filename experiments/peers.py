@@ -78,10 +78,13 @@ def torch_warps(
     image: np.ndarray,
     cotangent: np.ndarray,
     dtype: str,
-    padding: str,
+    sampling: dict[str, str],
     gradients: int,
 ) -> dict[str, Contender]:
-    """PyTorch and kornia; in float32 between the images' dtype, since a grid has the image's."""
+    """PyTorch and kornia; in float32 between the images' dtype, since a grid has the image's.
+
+    `sampling` are mode and padding_mode, which these call as we do.
+    """
     if (torch := peer("PyTorch")) is None:
         return {}
     place = torch_device(torch)
@@ -99,29 +102,30 @@ def torch_warps(
             return (out,)
         return out.detach(), *torch.autograd.grad(out, leaves[:gradients], d_out)
 
-    sample, threads = partial(_torch_warp, torch, padding), _thread_counts(torch)
+    sample, threads = partial(_torch_warp, torch, sampling), _thread_counts(torch)
     found = {name: partial(run, sample, n) for name, n in threads.items()}
-    if padding != "reflection" and (kornia := peer("kornia")):  # kornia reflects at the centres
+    reflects = sampling["padding_mode"] == "reflection"  # kornia does so at the centres
+    if not reflects and (kornia := peer("kornia")):
         found["kornia"] = partial(
-            run, partial(_kornia_warp, torch, kornia, padding), threads["PyTorch"]
+            run, partial(_kornia_warp, torch, kornia, sampling), threads["PyTorch"]
         )
     return found
 
 
-def _torch_warp(torch: ModuleType, padding: str, theta: Any, image: Any) -> Any:
+def _torch_warp(torch: ModuleType, sampling: dict[str, str], theta: Any, image: Any) -> Any:
     nn = torch.nn.functional
     grid = nn.affine_grid(theta, image.shape, align_corners=False)
-    return nn.grid_sample(image, grid, padding_mode=padding, align_corners=False)
+    return nn.grid_sample(image, grid, **sampling, align_corners=False)
 
 
 def _kornia_warp(
-    torch: ModuleType, kornia: ModuleType, padding: str, theta: Any, image: Any
+    torch: ModuleType, kornia: ModuleType, sampling: dict[str, str], theta: Any, image: Any
 ) -> Any:
     size = tuple(image.shape[2:])
     rows = [torch.stack(row, -1) for row in _in_pixels(theta, size)]
     last = torch.tensor([0.0, 0.0, 1.0], device=theta.device).expand_as(rows[0])
     input_to_output = torch.linalg.inv(torch.stack([*rows, last], 1))[:, :2]
-    return kornia.geometry.warp_affine(image, input_to_output, size, padding_mode=padding)
+    return kornia.geometry.warp_affine(image, input_to_output, size, **sampling)
 
 
 def _thread_counts(torch: ModuleType) -> dict[str, int]:

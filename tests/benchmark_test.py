@@ -34,29 +34,30 @@ def fake(name="warp, fake", **contenders):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "padding", "inside", "gradients"),
+    ("dtype", "mode", "padding", "inside", "gradients"),
     [
-        ("float32", "zeros", False, 2),
-        ("bfloat16", "zeros", False, 1),
-        ("float32", "border", False, 2),
-        ("float32", "reflection", False, 1),
-        ("float32", "reflection", False, 0),
-        ("float32", "zeros", True, 0),
+        ("float32", "bilinear", "zeros", False, 2),
+        ("bfloat16", "bilinear", "zeros", False, 1),
+        ("float32", "bilinear", "border", False, 2),
+        ("float32", "bilinear", "reflection", False, 1),
+        ("float32", "bilinear", "reflection", False, 0),
+        ("float32", "bilinear", "zeros", True, 0),
+        ("float32", "bicubic", "zeros", False, 0),
+        ("float32", "bicubic", "reflection", False, 2),
     ],
 )
-def test_warps_agree(dtype, padding, inside, gradients):
-    prepare = partial(benchmark.warps, (2, 7, 5, 3), dtype, padding, inside, gradients)
-    tolerance = 1e-2 if dtype == "bfloat16" else 1e-4
-    case = benchmark.Case(
-        "warp", 2, "jax.scipy", tolerance, prepare, ("copy",), images_moved=2 + gradients
-    )
-    entry = benchmark.measure(case, 1)
+def test_warps_agree(dtype, mode, padding, inside, gradients):
+    case = benchmark._warp_case(None, 2, 7, 3, dtype, mode, padding, inside, gradients)
+    prepare = partial(benchmark.warps, (2, 7, 5, 3), dtype, mode, padding, inside, gradients)
+    entry = benchmark.measure(dataclasses.replace(case, prepare=prepare), 1)
     installed = {name for name in peers.PEERS if peers.peer(name)}
-    expected = {"ours, gather", "ours, matmul", "jax.scipy", "copy"} | installed & {"PyTorch"}
+    expected = {"ours, gather", "ours, matmul", "copy"} | installed & {"PyTorch"}
     if padding != "reflection" and "PyTorch" in installed:
         expected |= installed & {"kornia"}
-    if gradients == 0:
-        expected |= installed & {"OpenCV"}
+    if mode == "bilinear":
+        expected |= {"jax.scipy"}
+        if gradients == 0:
+            expected |= installed & {"OpenCV"}
     if inside:
         expected |= installed & {"dm_pix"}
     found = {name for name in entry["contenders"] if not name.endswith("1 thread")}
