@@ -320,7 +320,7 @@ def _sample(
     height, width = image.shape[-3:-1]
     x, y = ((axis[0] + (n - 1) / 2, *axis[1:]) for axis, n in ((x, width), (y, height)))
     kernel = _Kernel(mode, padding_mode, align_corners)
-    if padding_mode != "zeros" and mode != "bicubic":
+    if padding_mode != "zeros":
         x = (_padded_position(_total(x), width, kernel),)
         y = (_padded_position(_total(y), height, kernel),)
     pixels = _at_least_float32(image)
@@ -356,8 +356,10 @@ def _padded_position(position: jax.Array, size: int, kernel: _Kernel) -> jax.Arr
     if kernel.padding_mode == "reflection" and span > 0:
         period = jnp.abs(position - low) % (2 * span)
         position = jnp.minimum(period, 2 * span - period) + low
-    position = jnp.where(position <= 0, 0, position)  # not clip: it has half a gradient at the ends
-    return jnp.where(position >= size - 1, size - 1, position)
+    # A cubic changes up to two pixels beyond the outermost ones.
+    first, last = (-2, size + 1) if kernel.mode == "bicubic" else (0, size - 1)
+    position = jnp.where(position <= first, first, position)  # clip has half a gradient at the ends
+    return jnp.where(position >= last, last, position)
 
 
 def _taps(
@@ -368,25 +370,35 @@ def _taps(
     first = jnp.floor(position)
     if kernel.mode == "nearest":
         ones = jnp.where(jnp.isnan(position), jnp.nan, jnp.ones_like(position))
-        taps = [(jnp.round(position), ones, 0.0)]
+        taps = [(jnp.round(position), ones, jnp.zeros_like(position))]
     elif kernel.mode == "bilinear":
-        taps = [(first, 1 - (position - first), -1.0), (first + 1, position - first, 1.0)]
+        after, one = position - first, jnp.ones_like(position)
+        taps = [(first, 1 - after, -one), (first + 1, after, one)]
     else:
-        if kernel.padding_mode == "border":  # farther out the same, and finite
-            position = jnp.clip(position, -2, size + 1)
-            first = jnp.floor(position)
         taps = [(first + i, *_cubic(position - first, i)) for i in (-1, 0, 1, 2)]
-        if kernel.padding_mode != "zeros":
-            taps = [(_padded_position(index, size, kernel), *rest) for index, *rest in taps]
+    if kernel.padding_mode != "zeros":
+        return [
+            (_padded_index(index, size, kernel), weight, slope) for index, weight, slope in taps
+        ]
     inside = [~((index < 0) | (index > size - 1)) for index, _, _ in taps]  # true for NaN
     return [
         (
             jnp.clip(index, 0, size - 1).astype(jnp.int32),
             jnp.where(ok, weight, 0),
-            jnp.where(ok, jnp.full_like(position, slope), 0),
+            jnp.where(ok, slope, 0),
         )
         for ok, (index, weight, slope) in zip(inside, taps, strict=True)
     ]
+
+
+def _padded_index(index: jax.Array, size: int, kernel: _Kernel) -> jax.Array:
+    """The pixel to read instead of one at most two pixels outside, with border or reflection."""
+    index, last = index.astype(jnp.int32), size - 1
+    if kernel.padding_mode == "reflection":
+        edge = 0 if kernel.align_corners else 1
+        index = jnp.where(index < 0, -edge - index, index)
+        index = jnp.where(index > last, 2 * last + edge - index, index)
+    return jnp.clip(index, 0, last)
 
 
 def _cubic(fraction: jax.Array, tap: int) -> tuple[jax.Array, jax.Array]:
@@ -414,7 +426,7 @@ def _gather(
     slopes: bool = False,
     one_after_another: bool = False,
 ) -> jax.Array:
-    """Sum of the taps' pixels times weights, or times d/dx + i d/dy of the weights.
+    """Sum of the taps' pixels times weights, or d/dx + i d/dy of it.
 
     Of the transpose, a scatter a tap, each scatter adds to the result of the one before if they are
     to come `one_after_another`; else each begins with zeros, and their results are added up.
@@ -423,19 +435,25 @@ def _gather(
     pixels = image.reshape(-1, channels)
     batch = jnp.arange(math.prod(image.shape[:-3]), dtype=jnp.int32)
     batch = batch.reshape(*image.shape[:-3], 1, 1)
-    out = jnp.zeros((), image.dtype)
+    columns = _taps(x, width, kernel)
+    out = d_x = d_y = zero = jnp.zeros((), image.dtype)
     for row, weight_y, slope_y in _taps(y, height, kernel):
-        for column, weight_x, slope_x in _taps(x, width, kernel):
-            weight = weight_y * weight_x
-            if slopes:
-                weight = jax.lax.complex(weight_y * slope_x, slope_y * weight_x)
+        line = d_line = zero
+        for column, weight_x, slope_x in columns:
             index = (batch * height + row) * width + column  # one: XLA fuses no index tuples
             pixel = pixels.at[index].get(mode="clip", wrap_negative_indices=False)
-            out += weight[..., None] * pixel
+            line += weight_x[..., None] * pixel
+            if slopes:
+                d_line += slope_x[..., None] * pixel
             if one_after_another:
                 # XLA folds a sum into a scatter, but not a sum of two scatters; this hides one.
                 pixels = jax.lax.optimization_barrier(pixels)
-    return out
+        if slopes:
+            d_x += weight_y[..., None] * d_line
+            d_y += slope_y[..., None] * line
+        else:
+            out += weight_y[..., None] * line
+    return jax.lax.complex(d_x, d_y) if slopes else out
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -475,7 +493,7 @@ _interpolate.defjvp(_interpolate_jvp, symbolic_zeros=True)
 def _gather_in_groups(image: jax.Array, position: jax.Array, kernel: _Kernel) -> jax.Array:
     """_interpolate in the form whose transpose, a scatter a tap, is fast on a CPU.
 
-    What is added up, four pixels for each, should not leave the caches: a group of images at a
+    What is added up, four pixels or 16 for each, should not leave the caches: a group of images at a
     time, and two groups at once, since a scatter runs on one core. And XLA adds slices of four
     numbers as vectors, but of three number by number.
     """
