@@ -493,7 +493,7 @@ _interpolate.defjvp(_interpolate_jvp, symbolic_zeros=True)
 def _gather_in_groups(image: jax.Array, position: jax.Array, kernel: _Kernel) -> jax.Array:
     """_interpolate in the form whose transpose, a scatter a tap, is fast on a CPU.
 
-    What is added up, four pixels or 16 for each, should not leave the caches: a group of images at a
+    What is added up, 4 or 16 pixels for each, should not leave the caches: a group of images at a
     time, and two groups at once, since a scatter runs on one core. And XLA adds slices of four
     numbers as vectors, but of three number by number.
     """

@@ -361,6 +361,29 @@ def test_thin_images(shape, mode, align_corners):
         )
 
 
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("padding_mode", ["border", "reflection"])
+def test_padding_is_that_of_a_padded_image(padding_mode, align_corners):
+    """A cubic of positions far outside, and its slopes, as in an image that numpy has padded."""
+    image, more = normal(0, 3, 4, 2), 12
+    name = {"border": "edge", "reflection": "reflect" if align_corners else "symmetric"}
+    padded = np.pad(image, ((more, more), (more, more), (0, 0)), name[padding_mode])
+    pixels = np.random.default_rng(1).uniform(-9, 12, (5, 6, 2)).astype(np.float32)
+    weight = normal(2, 5, 6, 2)
+
+    def sample(pixels, image, first):
+        size = np.array(image.shape[1::-1], np.float32)
+        at = pixels + first
+        grid = 2 * at / (size - 1) - 1 if align_corners else (2 * at + 1) / size - 1
+        options = {"mode": "bicubic", "padding_mode": padding_mode, "align_corners": align_corners}
+        return (weight * grid_sample(image, grid, **options)).sum(-1)
+
+    slopes = jax.jit(jax.grad(lambda *x: sample(*x).sum()))
+    for function in (jax.jit(sample), slopes):
+        expected = function(pixels, padded, float(more))
+        chex.assert_trees_all_close(function(pixels, image, 0.0), expected, atol=1e-4)
+
+
 def test_size():
     image = normal(0, *SHAPE)
     assert warp_affine(image, IDENTITY, size=(4, 20)).shape == (4, 20, 3)
