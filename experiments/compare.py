@@ -10,7 +10,7 @@ Run it again in the same folder to resume, or to add policies and seeds.
   python -m experiments.compare --policies=flip_crop,flip_crop+cutout --seeds=2    all of CIFAR-10
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -122,7 +122,7 @@ def _train(run: train.Run, name: str, legs: Sequence[phases.Phase], seed: int) -
         state = train.train_phase(run, leg, seed, state)
     if seed == 0:
         learned = bool(MATCHING & set(name.split("+")))
-        versions = jax.jit(partial(_versions, legs[-1].policy, learned))(state, run.data)
+        versions = _versions_program(legs[-1].policy, learned)(state, run.data)
         on_first(partial(_draw_versions, picture, name, *jax.device_get(versions)))
 
 
@@ -137,6 +137,12 @@ def _draw_versions(
         title += "; below, what the augmenter did"
         words = [diagnostics.describe(each, images.shape[1:3]) for each in theta]
     figures.versions(images, versions, title=title, words=words).savefig(path)
+
+
+@programs.keep_programs
+def _versions_program(policy: programs.Policy, learned: bool) -> Callable:
+    """Compiles `_versions` of a row."""
+    return jax.jit(partial(_versions, policy, learned))
 
 
 def _versions(

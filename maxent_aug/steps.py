@@ -7,6 +7,7 @@ nothing.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -64,7 +65,7 @@ def create_model_state(
       tx: the optimiser.
       inputs: what the module takes beside the images; of a `StochasticAugmenter` a key.
     """
-    variables = jax.jit(module.init)(key, jnp.zeros((1, *image_shape)), *inputs)
+    variables = _initial_variables(module, key, jnp.zeros((1, *image_shape)), *inputs)
     state = ModelState.create(
         apply_fn=module.apply,
         params=variables["params"],
@@ -73,6 +74,11 @@ def create_model_state(
     )
     # create() leaves a Python 0, whose weak type would compile the first step twice.
     return state.replace(step=jnp.zeros((), jnp.int32))
+
+
+@partial(jax.jit, static_argnums=0)  # compiled once for all seeds, and rows of a comparison
+def _initial_variables(module: nn.Module, *inputs: Any) -> Any:
+    return module.init(*inputs)
 
 
 def normalize(images: Array, mean: Array, sd: Array) -> Array:

@@ -14,6 +14,7 @@ from maxent_aug import StochasticAugmenter, load_augmenter, save_augmenter
 from maxent_aug.spatial import AffineBounds
 from maxent_aug.steps import denormalize, normalize
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 SHAPE = (8, 10, 3)
 MEAN, SD = np.float32([0.4, 0.5, 0.6]), np.float32([0.2, 0.25, 0.3])
 KEY = jax.random.key(7)

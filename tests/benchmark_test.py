@@ -13,7 +13,10 @@ from experiments import benchmark, peers
 from maxent_aug import models
 
 # Of the libraries compared with, not of ours.
-pytestmark = pytest.mark.filterwarnings("default::DeprecationWarning", "default::FutureWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("default::DeprecationWarning", "default::FutureWarning"),
+    pytest.mark.usefixtures("quick_compilation"),
+]
 ROW = {"difference", "median_s", "quartiles_s", "images_per_s"}
 ROW |= {"speed_to_fastest_peer", "time_to_reference"}
 

@@ -70,7 +70,9 @@ def test_image_policies(name, channels):
     np.testing.assert_allclose(floats, out, atol=0.501)
     if channels == 3:
         compiled = jax.jit(policy)
-        np.testing.assert_array_equal(compiled(KEY, images), out)
+        # What lies between two pixels may be rounded to either of two levels.
+        off = np.abs(np.asarray(compiled(KEY, images), int) - np.asarray(out, int))
+        assert off.max() <= (name == "random_affine") and np.mean(off) < 1e-3
         if name != "identity":
             assert not np.array_equal(out, images)
             assert not np.array_equal(compiled(jax.random.key(8), images), out)
