@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import linen as nn
 from flax import struct
@@ -402,7 +403,9 @@ def replayed_step(
 def _snapshot(state: State, updates: int) -> Array:
     """The index of the snapshot that the classifier's next update belongs to."""
     count = len(jax.tree.leaves(state.snapshots)[0])
-    return jnp.minimum(state.classifier.step * count // updates, count - 1)
+    # Where each but the first begins: no product of two numbers may pass what int32 can hold.
+    begins = [min(-(-i * updates // count), np.iinfo(np.int32).max) for i in range(1, count)]
+    return (state.classifier.step >= np.array(begins, np.int32)).sum()
 
 
 def augment_step(
