@@ -181,12 +181,8 @@ def augmented(
             f"{len(entropy_before)} and {len(entropy_after)}: expected N > 0 of each, [N, H, W, C]"
         )
     margin, gap, line, top = 110, 14, 26, 70  # all in pixels of the saved figure
-    height, width = images.shape[1:3]
     cell = (int(WIDTH_INCHES * DPI) - margin) // COLUMNS
-    # A whole number of the figure's pixels for each of the image's keeps them crisp squares.
-    enlarge = (cell - gap) / width
-    enlarge = int(enlarge) if enlarge >= 1 else enlarge
-    shown = round(height * enlarge), round(width * enlarge)
+    shown = _crisp(images.shape[1:3], cell - gap)
     texts = [_lines(text) for text in words]
     starts = range(0, count, COLUMNS)
     heading = 44 if row_names else 0
@@ -214,6 +210,15 @@ def augmented(
             _put_lines(figure, x, below + line, texts[i], line, fontsize=7)
         top += block
     return figure
+
+
+def _crisp(size: tuple[int, ...], most: int) -> tuple[int, int]:
+    """(height, width) in which an image of `size` is shown, in pixels of the saved figure."""
+    height, width = size
+    # A whole number of these for each of the image's keeps them crisp squares.
+    enlarge = most / width
+    enlarge = int(enlarge) if enlarge >= 1 else enlarge
+    return round(height * enlarge), round(width * enlarge)
 
 
 def versions(

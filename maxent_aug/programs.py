@@ -161,12 +161,7 @@ def train_program(
         )
         also = {"unseen": normalize(unseen[0])} if unseen else {}
         state, metrics = step(state, normalize(images), labels, step_key, **also)
-        finite = jnp.isfinite(jnp.stack(jax.tree.leaves(metrics))).all()
-        bad = jnp.where(finite, NEVER, i)
-        return state, {
-            "metrics": jax.tree.map(jnp.add, sums["metrics"], metrics),
-            "first_bad_step": jnp.minimum(sums["first_bad_step"], bad),
-        }
+        return state, _add_up(sums, metrics, i)
 
     @partial(jax.jit, donate_argnums=0, out_shardings=NamedSharding(mesh, P()))
     def run(
@@ -181,6 +176,16 @@ def train_program(
         return jax.lax.fori_loop(first, last, body, (state, sums))
 
     return run
+
+
+def _add_up(sums: Any, metrics: steps.Metrics, i: Array) -> Any:
+    """The epoch's sums with those of step i, which is bad if one of its metrics is not finite."""
+    finite = jnp.isfinite(jnp.stack(jax.tree.leaves(metrics))).all()
+    bad = jnp.where(finite, NEVER, i)
+    return {
+        "metrics": jax.tree.map(jnp.add, sums["metrics"], metrics),
+        "first_bad_step": jnp.minimum(sums["first_bad_step"], bad),
+    }
 
 
 def _draw(

@@ -15,7 +15,7 @@ from maxent_aug.config import ABLATION_PRESETS, Epochs, Factors
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 CONFIG = dataclasses.replace(
     ABLATION_PRESETS["quick"],
-    factors=Factors(loss_forms=("target",), thetas=("bounded",), draws=("stochastic",)),
+    factors=Factors(loss_forms=("target",), thetas=("bounded",)),
     epochs=Epochs(1, 2, 1),
     batch_size=16,
     eval_batch_size=16,
@@ -36,19 +36,25 @@ def go(monkeypatch):
 
 def test_every_variant_is_trained_once_and_has_its_row(go, tmp_path, monkeypatch, capsys):
     result = go(tmp_path)
-    names = {f"target-{judge}-bounded-stochastic" for judge in ("discriminator", "alone")}
+    names = {
+        f"target-{judge}-bounded-{draws}"
+        for judge in ("discriminator", "alone")
+        for draws in ("deterministic", "stochastic")
+    }
     assert set(result["table"]) == names
     shown = capsys.readouterr().out
     ends = [r for r in metrics.read(tmp_path / "metrics.jsonl") if r["branch"] == "baseline"]
     assert result["without_augmenter"]["mean"] == ends[-1]["test_accuracy"]
     for name, row in result["table"].items():
         assert name in shown
-        assert row["spread_of_draws"] > 1e-3
+        assert (row["spread_of_draws"] > 1e-3) == name.endswith("stochastic")
         assert len(row["epochs"]) == 2 and row["accuracy"]["n"] == 1
-    assert set(result["factors"]) == {"target", "discriminator", "alone", "bounded", "stochastic"}
+    assert set(result["factors"]) == {
+        "target", "discriminator", "alone", "bounded", "deterministic", "stochastic"
+    }  # fmt: skip
     assert (tmp_path / "figures" / "collapses.png").stat().st_size > 10_000
     records = metrics.read(tmp_path / "metrics.jsonl")
-    assert len(records) == 1 + 1 + 2 * (2 + 1)
+    assert len(records) == 1 + 1 + 4 * (2 + 1)
     with_judge = [r["branch"] for r in records if "test_discriminator_loss" in r]
     assert with_judge and all("-discriminator-" in branch for branch in with_judge)
     monkeypatch.setattr(train, "_train_epoch", lambda *_: pytest.fail("trained again"))

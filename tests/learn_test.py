@@ -11,7 +11,7 @@ import pytest
 import small_run
 
 from experiments import cli, learn
-from maxent_aug import load_augmenter, phases, programs, train
+from maxent_aug import load_augmenter, metrics, phases, programs, train
 from maxent_aug.config import Bounds, Learning, LearningEpochs, MatchingAugmenter
 from maxent_aug.spatial import WIDE_BOUNDS, decompose_affine
 
@@ -30,8 +30,8 @@ def go(monkeypatch):
     """Runs it in a folder: the content of result.json."""
     small_run.make_small(monkeypatch)
 
-    def call(workdir, seeds=1):
-        learn.main(cli.Settings("learn", "tiny", CONFIG, workdir, None, seeds))
+    def call(workdir, seeds=1, config=CONFIG):
+        learn.main(cli.Settings("learn", "tiny", config, workdir, None, seeds))
         return json.loads((workdir / "result.json").read_text())
 
     return call
@@ -75,18 +75,11 @@ def test_a_run_leaves_what_it_promises_and_a_stopped_one_the_same(
             file.close()
 
 
-def test_the_file_has_the_bounds_asked_for(monkeypatch, tmp_path):
-    """Of an augmenter as it begins."""
-    on_device = small_run.data()
-    small_run.make_small(monkeypatch)
+def test_the_file_is_the_augmenter_of_the_run_with_the_bounds_asked_for(go, tmp_path):
     unasked = phases.make_augmenter(MatchingAugmenter(), Bounds())
     assert unasked.bounds == pytest.approx(WIDE_BOUNDS)
     bounds = Bounds(shift=0.0, rotation=180.0, scale=1.0, aspect=1.0, shear=0.0)
-    config = dataclasses.replace(CONFIG, bounds=bounds)
-    joint, _ = phases.learning(config, programs.unchanged, (8, 8, 1), 10, 3)
-    augmenter = joint.begin(None, jax.random.key(0)).augmenter
-    settings = cli.Settings("learn", "tiny", config, tmp_path, None, 1)
-    learn._save(settings, 0, augmenter, on_device)
+    go(tmp_path, config=dataclasses.replace(CONFIG, bounds=bounds))
     images = small_run.digits(100, 140).images
     augmented, theta = load_augmenter(tmp_path / "augmenter.npz")(jax.random.key(1), images)
     assert augmented.shape == images.shape and augmented.dtype == np.uint8
@@ -95,6 +88,8 @@ def test_the_file_has_the_bounds_asked_for(monkeypatch, tmp_path):
     assert np.abs(parts["rotation"]).max() > np.radians(45)
     for name in ("translation", "log_scale", "log_aspect", "shear"):
         np.testing.assert_allclose(parts[name], np.zeros_like(parts[name]), atol=1e-5)
+    last = metrics.read(tmp_path / "metrics.jsonl")[-1]
+    assert 0.02 < last["half_width_shear"] < 1
 
 
 def test_an_unknown_policy_is_named():
