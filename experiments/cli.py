@@ -58,7 +58,8 @@ STREAM = flags.DEFINE_enum(
     "auto",
     ["auto", "always", "never"],
     "read training images from disk batch by batch; auto: if they take more than half of a "
-    "device's memory. The result is the same; pictures of a folder are never streamed",
+    "device's memory. The result is the same; pictures of a folder, and turned ones, are never "
+    "streamed",
 )
 DISTRIBUTED = flags.DEFINE_bool(
     "distributed",
@@ -363,10 +364,17 @@ def load_data(
     Raises:
       UsageError: if they cannot be read, or do not go with the configuration or the devices.
     """
-    if STREAM.value == "always" and (not may_stream or config.data.name == "folder"):
-        what = "pictures of a folder are" if may_stream else "this experiment's images are"
-        raise UsageError(f"--stream=always: {what} always read at once (auto, never)")
-    most_bytes = _most_bytes() if may_stream else None
+    reasons = {
+        "this experiment's images": not may_stream,
+        "pictures of a folder": config.data.name == "folder",
+        "turned pictures (--config.data.turned)": config.data.turned > 0,
+    }
+    read_at_once = [what for what, holds in reasons.items() if holds]
+    if STREAM.value == "always" and read_at_once:
+        raise UsageError(
+            f"--stream=always: {read_at_once[0]} are always read at once (auto, never)"
+        )
+    most_bytes = None if read_at_once else _most_bytes()
     return on_first(partial(_load_data, config, data_dir, most_bytes))
 
 
@@ -402,6 +410,16 @@ def _load_data(
     except (ValueError, OSError) as error:
         raise UsageError(f"--config.data.name={config.data.name}: {error}") from error
     classes, available = len(train_set.class_names), len(train_set.images)
+    turned = config.data.turned_classes
+    if turned > classes:
+        raise UsageError(
+            f"--config.data.turned_classes={turned} is not allowed (0 to the number of classes, "
+            f"{classes})"
+        )
+    if config.data.turned:
+        train_set, test_set = (
+            data.turn(each, config.data.turned, turned) for each in (train_set, test_set)
+        )
     asked = {"held_out": config.data.held_out, "train_examples": config.data.train_examples}
     for name, examples in asked.items():
         if examples and not classes <= examples <= available:

@@ -56,6 +56,14 @@ class Data:
         "settings by; 0: the test images",
         low=0,
     )
+    turned: float = _field(
+        0.0,
+        "degrees by which each picture, of training and test, is turned at most, once and for all, "
+        "to either side: data that have no upright, or less of it",
+        low=0,
+        high=180,
+    )
+    turned_classes: int = _field(0, "the first so many classes alone are turned; 0: all", low=0)
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,13 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from maxent_aug import pictures, stored
+from maxent_aug.spatial import affine_matrix, warp_affine
 
 _CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 _CIFAR10_SHA256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
@@ -137,6 +141,39 @@ def hold_out(dataset: Dataset, examples: int, seed: int) -> tuple[Dataset, Datas
     chosen = np.isin(np.arange(len(dataset.images)), stratified(dataset.labels, examples, seed))
     rest = Dataset(dataset.images[~chosen], dataset.labels[~chosen], dataset.class_names)
     return rest, held
+
+
+def turn(dataset: Dataset, degrees: float, classes: int = 0) -> Dataset:
+    """Turns each image by an angle of its own, once and for all, mirrored at its edges.
+
+    degrees: the most to either side, in [0, 180]; angles are uniform, and fixed by an image's place
+    in the data set. classes: the first so many alone are turned; 0 stands for all. Bicubic, rounded
+    to uint8. Raises ValueError, for `stored.StoredImages`, too.
+    """
+    if not 0 <= degrees <= 180:
+        raise ValueError(f"degrees must lie in [0, 180], not {degrees}")
+    if not 0 <= classes <= len(dataset.class_names):
+        raise ValueError(
+            f"classes must lie in [0, {len(dataset.class_names)}], the number of classes, "
+            f"not {classes}"
+        )
+    if isinstance(dataset.images, stored.StoredImages):
+        raise ValueError("images that stay on disk cannot be turned")
+    images = dataset.images.copy()
+    # Raw PCG64 output, as in `stratified`.
+    shares = np.random.PCG64(len(images)).random_raw(len(images)) / 2.0**63 - 1
+    angles = np.radians(degrees * shares).astype(np.float32)
+    chosen = np.flatnonzero(dataset.labels < (classes or len(dataset.class_names)))
+    for part in np.array_split(chosen, math.ceil(len(chosen) / 1000)):
+        images[part] = _turn(images[part], angles[part])
+    return Dataset(images, dataset.labels, dataset.class_names)
+
+
+@jax.jit
+def _turn(images: Array, angles: Array) -> Array:
+    theta = affine_matrix(rotation=angles)
+    turned = warp_affine(images, theta, mode="bicubic", padding_mode="reflection")
+    return jnp.clip(jnp.round(turned), 0, 255).astype(jnp.uint8)
 
 
 def channel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

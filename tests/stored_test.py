@@ -63,13 +63,32 @@ def test_which_images_a_run_streams(folder, monkeypatch, stream, memory, kind):
 
 
 @pytest.mark.parametrize(
-    ("name", "may_stream", "words"),
-    [("folder", True, "pictures of a folder are always"), ("digits", False, "this experiment's")],
+    ("chosen", "may_stream", "words"),
+    [
+        (Data("folder"), True, "pictures of a folder are always"),
+        (Data("digits", turned=9.0), True, "turned pictures"),
+        (Data("digits"), False, "this experiment's"),
+    ],
 )
-def test_what_cannot_be_streamed_is_refused(folder, name, may_stream, words):
-    config = dataclasses.replace(PRESETS["quick"], data=Data(name=name))
+def test_what_cannot_be_streamed_is_refused(folder, chosen, may_stream, words):
+    config = dataclasses.replace(PRESETS["quick"], data=chosen)
     with flagsaver.as_parsed(stream="always"), pytest.raises(cli.UsageError, match=words):
         cli.load_data(config, str(folder), may_stream=may_stream)
+
+
+def test_a_run_turns_all_its_pictures_and_does_not_stream_them(folder, monkeypatch):
+    too_little = (2 * 1437 * 64 - 2) * jax.local_device_count()
+    monkeypatch.setattr(pictures, "memory", lambda: too_little)
+    quick = PRESETS["quick"]
+    with flagsaver.as_parsed(stream="never"):
+        plain = cli.load_data(quick, str(folder))
+    turned = dataclasses.replace(quick, data=Data("digits", turned=90.0, turned_classes=5))
+    with flagsaver.as_parsed(stream="auto"):
+        changed = cli.load_data(turned, str(folder))
+    for before, after in zip(plain, changed, strict=True):
+        differs = (before.images != after.images).any((1, 2, 3))
+        assert not differs[before.labels >= 5].any()
+        assert differs[before.labels < 5].mean() > 0.98  # an angle may be too small to see
 
 
 def test_a_stored_image_is_the_resident_one(sets):
