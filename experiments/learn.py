@@ -178,7 +178,7 @@ def _figures(
         "half_widths": (
             figures.half_widths(records),
             "How wide the augmentation is",
-            "Of each coordinate, how far from its centre a transform is drawn; 0 would be a "
+            "Of each coordinate, how far from the identity a transform is drawn; 0 would be a "
             "constant transform, 1 the bound, and a line that settles between has collapsed to "
             "neither. A mean over the test images.",
         ),

@@ -19,7 +19,7 @@ from maxent_aug.run_folder import write_atomically, write_json
 from maxent_aug.spatial import AffineBounds
 from maxent_aug.steps import denormalize, normalize
 
-FORMAT = 3
+FORMAT = 4
 PLATFORMS = ("cpu", "cuda", "tpu")  # of an exported program
 # What else odd files raise: encrypted, nested without end, arrays beyond all memory, widths of 0.
 _ODD = (RuntimeError, MemoryError, ArithmeticError)

@@ -183,24 +183,22 @@ def summarise(images: dict[str, Any], mask: Any = None) -> dict[str, Array]:
 
 
 @jax.jit
-def boxes(centre: Array, half_width: Array) -> dict[str, Array]:
+def boxes(half_width: Array) -> dict[str, Array]:
     """What a `StochasticAugmenter` has learned, over images: has it collapsed?
 
     A half-width near 0 is a constant transform, one near 1 the bound; a spread of 0 means that all
     images have the same box.
 
     Args:
-      centre, half_width: [N, 6], shares of the bounds.
+      half_width: [N, 6], shares of the bounds.
 
     Returns:
-      Scalars: for each coordinate of `AffineBounds` centre_NAME and half_width_NAME, means, and
-      spread_between: root mean square, over coordinates, of the distance to the mean box.
+      Scalars: half_width_NAME for each coordinate of `AffineBounds`, a mean, and spread_between:
+      root mean square, over images and coordinates, of the distance to these means.
     """
-    box = jnp.concatenate([centre, half_width], axis=-1)
-    found = {"spread_between": jnp.sqrt(jnp.mean(jnp.square(box - box.mean(0))))}
-    for name, c, w in zip(AffineBounds._fields, centre.mean(0), half_width.mean(0), strict=True):
-        found |= {f"centre_{name}": c, f"half_width_{name}": w}
-    return found
+    means = half_width.mean(0)
+    found = {f"half_width_{n}": w for n, w in zip(AffineBounds._fields, means, strict=True)}
+    return found | {"spread_between": jnp.sqrt(jnp.mean(jnp.square(half_width - means)))}
 
 
 @jax.jit

@@ -205,27 +205,27 @@ class Augmenter(nn.Module):
 class Box(NamedTuple):
     """What a `StochasticAugmenter` has learned for each image.
 
-    centre and half_width are [B, 6] shares of the bounds. log_volume is [B] that of the box, up to
-    a constant. edge is [B] a cost, 0 far from the bounds, that grows towards the largest widths and
-    the outermost centres with a gradient that does not vanish, where all other gradients do.
+    half_width is [B, 6] shares of the bounds. log_volume is [B] that of the box, up to a constant.
+    edge is [B] a cost, 0 far from the bounds, that grows towards the largest widths with a gradient
+    that does not vanish, where all other gradients do.
     """
 
-    centre: Array
     half_width: Array
     log_volume: Array
     edge: Array
 
 
 class StochasticAugmenter(nn.Module):
-    """Learns for each image a box of affine transforms, and applies one drawn from it.
+    """Learns for each image a box of affine transforms about the identity, and applies one of it.
 
     The box depends on the image's uncertainty, h = H / log2 m in [0, 1], to a classifier: what an
     image can bear is seen in how certain the classifier is of it, hardly in its pixels.
 
-    The six coordinates of the transform are bounds * (centre + half_width * r), r uniform in
-    [-1, 1]; |centre| + half_width <= 1, so that no bound is ever passed, and half_width is at least
-    `least_width`, so that the transform cannot become a constant. The draw is differentiable in
-    both (Kingma and Welling 2014, the reparametrisation).
+    The six coordinates of the transform are bounds * half_width * r, r uniform in [-1, 1];
+    half_width is at most 1, so that no bound is ever passed, and at least `least_width`, so that
+    the transform cannot become a constant. The draw is differentiable in it (Kingma and Welling
+    2014, the reparametrisation). A narrower box always leads back to the image as it is: one with a
+    centre of its own may shrink far away from it.
 
     Attributes:
       bounds: of the coordinates.
@@ -257,32 +257,26 @@ class StochasticAugmenter(nn.Module):
 
         def bias(key: Array, shape: Sequence[int], dtype: Any) -> Array:
             del key
-            return jnp.where(jnp.arange(shape[0]) < 6, 0.0, odds).astype(dtype)
+            return jnp.full(shape, odds, dtype)
 
         self.hidden_layer = nn.Dense(self.hidden, kernel_init=he_normal)
         zeros = nn.initializers.zeros
-        self.output_layer = nn.Dense(12, kernel_init=zeros, bias_init=bias)
+        self.output_layer = nn.Dense(6, kernel_init=zeros, bias_init=bias)
 
     def box(self, uncertainty: Array) -> Box:
         """The box of an image of each uncertainty [B]."""
         # Both ends of its range matter: most images are either learned by heart or not.
         known = jnp.stack([3 * uncertainty, 3 + 0.6 * jnp.log(uncertainty + 1e-4)], axis=-1)
         raw = self.output_layer(nn.silu(self.hidden_layer(known)))
-        raw_centre, raw_width = jnp.split(raw, 2, axis=-1)
-        share = nn.sigmoid(raw_width)
-        half_width = self.least_width + (1 - self.least_width) * share
-        log_volume = nn.log_sigmoid(raw_width).sum(-1)
-        # -log(1 - s) / 20 of the widths, s from 0 to 1, which with the volume is best at 20 / 21;
-        # and -log(4 s (1 - s)) of the centres, s = (1 + tanh) / 2.
-        edge = nn.softplus(raw_width) / 20
-        edge += nn.softplus(2 * raw_centre) + nn.softplus(-2 * raw_centre) - jnp.log(4.0)
-        centre = (1 - half_width) * jnp.tanh(raw_centre)
-        return Box(centre, half_width, log_volume, edge.sum(-1))
+        half_width = self.least_width + (1 - self.least_width) * nn.sigmoid(raw)
+        # Of shares s from 0 to 1: log s, and -log(1 - s) / 20, which together are best at 20 / 21.
+        log_volume, edge = nn.log_sigmoid(raw), nn.softplus(raw) / 20
+        return Box(half_width, log_volume.sum(-1), edge.sum(-1))
 
     def draw(self, box: Box, key: Array) -> Array:
         """theta [B, 2, 3] drawn from each image's box."""
-        place = jax.random.uniform(key, box.centre.shape, minval=-1.0)
-        return bounded_affine(box.centre + box.half_width * place, self.bounds)
+        place = jax.random.uniform(key, box.half_width.shape, minval=-1.0)
+        return bounded_affine(box.half_width * place, self.bounds)
 
     def partition(self, count: int) -> tuple[int, int]:
         """(groups, number): how many images are transformed, of so many in random order.

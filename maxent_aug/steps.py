@@ -320,7 +320,6 @@ def matching_step(
             "entropy_unseen": entropy_unseen,
             "certainty_weight": certainty_weight,
             "half_width": box.half_width.mean(),
-            "centre": jnp.abs(box.centre).mean(),
         }
 
     grads, metrics = jax.grad(loss_fn, has_aux=True)(augmenter.params)
@@ -444,7 +443,7 @@ def joint_eval_step(state: State, images: Array, labels: Array) -> Metrics:
 
     Returns:
       `eval_step`'s values [B], logits [B, m] before and after the augmentation, theta [B, 2, 3],
-      centre and half_width [B, 6], and augmented_accuracy [B]; and, with one box for all images of
+      half_width [B, 6], and augmented_accuracy [B]; and, with one box for all images of
       the batch in place of each one's own, as large as these on average (in the log of its volume),
       same_box_accuracy and same_box_entropy [B].
     """
@@ -452,7 +451,6 @@ def joint_eval_step(state: State, images: Array, labels: Array) -> Metrics:
     augmented, theta, box = augmenter(images, key, losses.uncertainty(logits), method="transform")
     logits_after = state.classifier(augmented)
     same_box = box._replace(
-        centre=jnp.broadcast_to(box.centre.mean(0), box.centre.shape),
         half_width=jnp.broadcast_to(jnp.exp(jnp.log(box.half_width).mean(0)), box.half_width.shape),
     )
     same, _ = augmenter(images, same_box, key, method="apply_box")
@@ -460,7 +458,6 @@ def joint_eval_step(state: State, images: Array, labels: Array) -> Metrics:
     return {
         **_classifier_metrics(logits, labels),
         "theta": theta,
-        "centre": box.centre,
         "half_width": box.half_width,
         "logits_before": logits,
         "logits_after": logits_after,

@@ -372,8 +372,7 @@ def _evaluation_record(run: Run, phase: Phase, state: steps.State) -> dict[str, 
             draws = diagnostics.draws(theta, *programs.put(run.mesh, values.pop("theta_again")))
             record |= {name: float(value) for name, value in jax.device_get(draws).items()}
         if "half_width" in values:
-            centre, half_width = values.pop("centre"), values.pop("half_width")
-            boxes = diagnostics.boxes(*programs.put(run.mesh, centre, half_width))
+            boxes = diagnostics.boxes(*programs.put(run.mesh, values.pop("half_width")))
             record |= {name: float(value) for name, value in jax.device_get(boxes).items()}
     return record | {f"test_{name}": float(value.mean()) for name, value in values.items()}
 
