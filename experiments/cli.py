@@ -410,15 +410,9 @@ def _load_data(
     except (ValueError, OSError) as error:
         raise UsageError(f"--config.data.name={config.data.name}: {error}") from error
     classes, available = len(train_set.class_names), len(train_set.images)
-    turned = config.data.turned_classes
-    if turned > classes:
-        raise UsageError(
-            f"--config.data.turned_classes={turned} is not allowed (0 to the number of classes, "
-            f"{classes})"
-        )
     if config.data.turned:
         train_set, test_set = (
-            data.turn(each, config.data.turned, turned) for each in (train_set, test_set)
+            data.turn(each, config.data.turned) for each in (train_set, test_set)
         )
     asked = {"held_out": config.data.held_out, "train_examples": config.data.train_examples}
     for name, examples in asked.items():

@@ -63,7 +63,6 @@ class Data:
         low=0,
         high=180,
     )
-    turned_classes: int = _field(0, "the first so many classes alone are turned; 0: all", low=0)
 
 
 @dataclass(frozen=True)

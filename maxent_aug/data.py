@@ -143,30 +143,22 @@ def hold_out(dataset: Dataset, examples: int, seed: int) -> tuple[Dataset, Datas
     return rest, held
 
 
-def turn(dataset: Dataset, degrees: float, classes: int = 0) -> Dataset:
+def turn(dataset: Dataset, degrees: float) -> Dataset:
     """Turns each image by an angle of its own, once and for all, mirrored at its edges.
 
     degrees: the most to either side, in [0, 180]; angles are uniform, and fixed by an image's place
-    in the data set. classes: the first so many alone are turned; 0 stands for all. Bicubic, rounded
-    to uint8. Raises ValueError, for `stored.StoredImages`, too.
+    in the data set. Bicubic, rounded to uint8. Raises ValueError, for `stored.StoredImages`, too.
     """
     if not 0 <= degrees <= 180:
         raise ValueError(f"degrees must lie in [0, 180], not {degrees}")
-    if not 0 <= classes <= len(dataset.class_names):
-        raise ValueError(
-            f"classes must lie in [0, {len(dataset.class_names)}], the number of classes, "
-            f"not {classes}"
-        )
     if isinstance(dataset.images, stored.StoredImages):
         raise ValueError("images that stay on disk cannot be turned")
-    images = dataset.images.copy()
-    # Raw PCG64 output, as in `stratified`.
-    shares = np.random.PCG64(len(images)).random_raw(len(images)) / 2.0**63 - 1
+    count = len(dataset.images)
+    shares = np.random.PCG64(count).random_raw(count) / 2.0**63 - 1  # raw, as in `stratified`
     angles = np.radians(degrees * shares).astype(np.float32)
-    chosen = np.flatnonzero(dataset.labels < (classes or len(dataset.class_names)))
-    for part in np.array_split(chosen, math.ceil(len(chosen) / 1000)):
-        images[part] = _turn(images[part], angles[part])
-    return Dataset(images, dataset.labels, dataset.class_names)
+    parts = [slice(start, start + 1000) for start in range(0, count, 1000)]
+    turned = np.concatenate([_turn(dataset.images[part], angles[part]) for part in parts])
+    return Dataset(turned, dataset.labels, dataset.class_names)
 
 
 @jax.jit

@@ -91,7 +91,6 @@ WRONG = [
     ("--config.batch_size=64", "--config.data.train_examples=32"),
     (f"--config.data.train_examples={HUGE}",),
     ("--config.data.turned=181",),
-    ("--config.data.turned_classes=11",),
     ("--config.data.name=",),
     ("--config.data.name=no_such_data",),
     ("--config.data.name=../digits",),
