@@ -58,7 +58,7 @@ STREAM = flags.DEFINE_enum(
     "auto",
     ["auto", "always", "never"],
     "read training images from disk batch by batch; auto: if they take more than half of a "
-    "device's memory. The result is the same; pictures of a folder, and turned ones, are never "
+    "device's memory. The result is the same; pictures of a folder, and rotated ones, are never "
     "streamed",
 )
 DISTRIBUTED = flags.DEFINE_bool(
@@ -367,7 +367,7 @@ def load_data(
     reasons = {
         "this experiment's images": not may_stream,
         "pictures of a folder": config.data.name == "folder",
-        "turned pictures (--config.data.turned)": config.data.turned > 0,
+        "rotated pictures (--config.data.rotated)": config.data.rotated > 0,
     }
     read_at_once = [what for what, holds in reasons.items() if holds]
     if STREAM.value == "always" and read_at_once:
@@ -410,10 +410,6 @@ def _load_data(
     except (ValueError, OSError) as error:
         raise UsageError(f"--config.data.name={config.data.name}: {error}") from error
     classes, available = len(train_set.class_names), len(train_set.images)
-    if config.data.turned:
-        train_set, test_set = (
-            data.turn(each, config.data.turned) for each in (train_set, test_set)
-        )
     asked = {"held_out": config.data.held_out, "train_examples": config.data.train_examples}
     for name, examples in asked.items():
         if examples and not classes <= examples <= available:
@@ -434,6 +430,10 @@ def _load_data(
             f"--config.data.name={config.data.name}: training images are "
             f"{train_set.images.shape[1:]}, test images {test_set.images.shape[1:]}: set "
             "--config.data.image_size"
+        )
+    if config.data.rotated:
+        train_set, test_set = (
+            data.rotate(each, config.data.rotated) for each in (train_set, test_set)
         )
     return train_set, test_set
 

@@ -56,10 +56,10 @@ class Data:
         "settings by; 0: the test images",
         low=0,
     )
-    turned: float = _field(
+    rotated: float = _field(
         0.0,
-        "degrees by which each picture, of training and test, is turned at most, once and for all, "
-        "to either side: data that have no upright, or less of it",
+        "degrees by which each picture, of training and test, is rotated at most, to either side, "
+        "once and for all: data that have no upright, or less of it",
         low=0,
         high=180,
     )

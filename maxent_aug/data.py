@@ -143,8 +143,8 @@ def hold_out(dataset: Dataset, examples: int, seed: int) -> tuple[Dataset, Datas
     return rest, held
 
 
-def turn(dataset: Dataset, degrees: float) -> Dataset:
-    """Turns each image by an angle of its own, once and for all, mirrored at its edges.
+def rotate(dataset: Dataset, degrees: float) -> Dataset:
+    """Rotates each image by an angle of its own, once and for all, mirrored at its edges.
 
     degrees: the most to either side, in [0, 180]; angles are uniform, and fixed by an image's place
     in the data set. Bicubic, rounded to uint8. Raises ValueError, for `stored.StoredImages`, too.
@@ -152,20 +152,20 @@ def turn(dataset: Dataset, degrees: float) -> Dataset:
     if not 0 <= degrees <= 180:
         raise ValueError(f"degrees must lie in [0, 180], not {degrees}")
     if isinstance(dataset.images, stored.StoredImages):
-        raise ValueError("images that stay on disk cannot be turned")
+        raise ValueError("images that stay on disk cannot be rotated")
     count = len(dataset.images)
     shares = np.random.PCG64(count).random_raw(count) / 2.0**63 - 1  # raw, as in `stratified`
     angles = np.radians(degrees * shares).astype(np.float32)
     parts = [slice(start, start + 1000) for start in range(0, count, 1000)]
-    turned = np.concatenate([_turn(dataset.images[part], angles[part]) for part in parts])
-    return Dataset(turned, dataset.labels, dataset.class_names)
+    rotated = np.concatenate([_rotate(dataset.images[part], angles[part]) for part in parts])
+    return Dataset(rotated, dataset.labels, dataset.class_names)
 
 
 @jax.jit
-def _turn(images: Array, angles: Array) -> Array:
+def _rotate(images: Array, angles: Array) -> Array:
     theta = affine_matrix(rotation=angles)
-    turned = warp_affine(images, theta, mode="bicubic", padding_mode="reflection")
-    return jnp.clip(jnp.round(turned), 0, 255).astype(jnp.uint8)
+    rotated = warp_affine(images, theta, mode="bicubic", padding_mode="reflection")
+    return jnp.clip(jnp.round(rotated), 0, 255).astype(jnp.uint8)
 
 
 def channel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -216,7 +216,7 @@ class Box(NamedTuple):
 
 
 class StochasticAugmenter(nn.Module):
-    """Learns for each image a box of affine transforms about the identity, and applies one of it.
+    """Learns for each image a box of affine transforms about the identity, and draws one from it.
 
     The box depends on the image's uncertainty, h = H / log2 m in [0, 1], to a classifier: what an
     image can bear is seen in how certain the classifier is of it, hardly in its pixels.
@@ -254,13 +254,8 @@ class StochasticAugmenter(nn.Module):
         room = 1 - self.least_width
         start = (self.start_width - self.least_width) / room
         odds = jnp.log(start / (1 - start))
-
-        def bias(key: Array, shape: Sequence[int], dtype: Any) -> Array:
-            del key
-            return jnp.full(shape, odds, dtype)
-
+        zeros, bias = nn.initializers.zeros, nn.initializers.constant(odds)
         self.hidden_layer = nn.Dense(self.hidden, kernel_init=he_normal)
-        zeros = nn.initializers.zeros
         self.output_layer = nn.Dense(6, kernel_init=zeros, bias_init=bias)
 
     def box(self, uncertainty: Array) -> Box:

@@ -443,8 +443,8 @@ def joint_eval_step(state: State, images: Array, labels: Array) -> Metrics:
 
     Returns:
       `eval_step`'s values [B], logits [B, m] before and after the augmentation, theta [B, 2, 3],
-      half_width [B, 6], and augmented_accuracy [B]; and, with one box for all images of
-      the batch in place of each one's own, as large as these on average (in the log of its volume),
+      half_width [B, 6], and augmented_accuracy [B]; and, with one box for all images of the batch
+      in place of each one's own, as large as these on average (in the log of its volume),
       same_box_accuracy and same_box_entropy [B].
     """
     augmenter, key, logits = _augmenter(state), jax.random.key(0), state.classifier(images)

@@ -90,7 +90,7 @@ WRONG = [
     ("--config.data.train_examples=1038", "--config.data.held_out=400"),
     ("--config.batch_size=64", "--config.data.train_examples=32"),
     (f"--config.data.train_examples={HUGE}",),
-    ("--config.data.turned=181",),
+    ("--config.data.rotated=181",),
     ("--config.data.name=",),
     ("--config.data.name=no_such_data",),
     ("--config.data.name=../digits",),

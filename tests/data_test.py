@@ -627,19 +627,15 @@ def test_statistics_of_many_images_and_constant_channels():
         data.channel_statistics(images / 255)
 
 
-def dots(count, classes=10):
+def dots(count):
     """A bright dot, 8 pixels right of the middle of each image."""
     images = np.zeros((count, 32, 32, 1), np.uint8)
     images[:, 15:17, 23:25] = 255
-    labels = (np.arange(count) % classes).astype(np.int32)
-    return data.Dataset(images, labels, tuple(map(str, range(classes))))
+    return data.Dataset(images, (np.arange(count) % 10).astype(np.int32), tuple("0123456789"))
 
 
 def angles(dataset):
-    """Degrees by which each image's dot was turned, to the left; and how far it is from the middle.
-
-    The middle is between pixels.
-    """
+    """By how many degrees each image's dot was rotated, to the left; its distance to the middle."""
     weights = dataset.images[..., 0] / dataset.images.sum((1, 2, 3))[:, None, None]
     x = (weights.sum(1) * (np.arange(32) - 15.5)).sum(1)
     y = -(weights.sum(2) * (np.arange(32) - 15.5)).sum(1)
@@ -647,31 +643,31 @@ def angles(dataset):
 
 
 @pytest.mark.parametrize("degrees", [20, 180])
-def test_turned_images_are_turned_about_the_middle_uniformly(degrees):
+def test_rotated_images_are_rotated_about_the_middle_uniformly(degrees):
     dataset = dots(2000)
-    turned = data.turn(dataset, degrees)
-    found, distance = angles(turned)
+    rotated = data.rotate(dataset, degrees)
+    found, distance = angles(rotated)
     np.testing.assert_allclose(distance, 8, atol=0.2)
     assert np.abs(found).max() <= degrees + 0.5
     quarters = np.histogram(found, 4, (-degrees, degrees))[0]
     assert quarters.min() > 430 and quarters.max() < 570  # 500 and three standard deviations
-    np.testing.assert_array_equal(turned.labels, dataset.labels)
-    again = data.turn(dataset, degrees)
-    np.testing.assert_array_equal(turned.images, again.images)
+    np.testing.assert_array_equal(rotated.labels, dataset.labels)
+    again = data.rotate(dataset, degrees)
+    np.testing.assert_array_equal(rotated.images, again.images)
     np.testing.assert_array_equal(dataset.images, dots(2000).images)  # and its own are left alone
 
 
-def test_a_turn_leaves_no_empty_corner_and_no_overflow():
+def test_a_rotation_leaves_no_empty_corner_and_no_overflow():
     random = np.random.default_rng(0)
     white = data.Dataset(np.full((50, 9, 12, 3), 255, np.uint8), np.zeros(50, np.int32), ("a",))
-    np.testing.assert_array_equal(data.turn(white, 180).images, white.images)
+    np.testing.assert_array_equal(data.rotate(white, 180).images, white.images)
     extremes = random.choice(np.uint8([0, 255]), (50, 9, 12, 3))
     noise = data.Dataset(extremes, np.zeros(50, np.int32), ("a",))
-    assert np.abs(data.turn(noise, 180).images.mean() - extremes.mean()) < 5  # not wrapped around
-    np.testing.assert_array_equal(data.turn(noise, 0).images, noise.images)
+    assert np.abs(data.rotate(noise, 180).images.mean() - extremes.mean()) < 5  # not wrapped around
+    np.testing.assert_array_equal(data.rotate(noise, 0).images, noise.images)
 
 
 @pytest.mark.parametrize("degrees", [-1, 181, np.nan])
-def test_turns_that_are_refused(degrees):
+def test_rotations_that_are_refused(degrees):
     with pytest.raises(ValueError, match=r"must lie in \[0, 180\]"):
-        data.turn(dots(20), degrees)
+        data.rotate(dots(20), degrees)

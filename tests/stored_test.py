@@ -66,7 +66,7 @@ def test_which_images_a_run_streams(folder, monkeypatch, stream, memory, kind):
     ("chosen", "may_stream", "words"),
     [
         (Data("folder"), True, "pictures of a folder are always"),
-        (Data("digits", turned=9.0), True, "turned pictures"),
+        (Data("digits", rotated=9.0), True, "rotated pictures"),
         (Data("digits"), False, "this experiment's"),
     ],
 )
@@ -76,20 +76,20 @@ def test_what_cannot_be_streamed_is_refused(folder, chosen, may_stream, words):
         cli.load_data(config, str(folder), may_stream=may_stream)
 
 
-def test_a_run_turns_all_its_pictures_and_does_not_stream_them(folder, monkeypatch):
+def test_a_run_rotates_all_its_pictures_and_does_not_stream_them(folder, monkeypatch):
     too_little = (2 * 1437 * 64 - 2) * jax.local_device_count()
     monkeypatch.setattr(pictures, "memory", lambda: too_little)
     quick = PRESETS["quick"]
     with flagsaver.as_parsed(stream="never"):
         plain = cli.load_data(quick, str(folder))
-    turned = dataclasses.replace(quick, data=Data("digits", turned=90.0))
+    rotated = dataclasses.replace(quick, data=Data("digits", rotated=90.0))
     with flagsaver.as_parsed(stream="auto"):
-        changed = cli.load_data(turned, str(folder))
+        changed = cli.load_data(rotated, str(folder))
     for before, after in zip(plain, changed, strict=True):
         differs = (before.images != after.images).any((1, 2, 3))
         assert differs.mean() > 0.98  # an angle may be too small to see
-    with pytest.raises(ValueError, match="stay on disk cannot be turned"):
-        data.turn(data.load("digits", "train", folder, most_bytes=0), 90.0)
+    with pytest.raises(ValueError, match="stay on disk cannot be rotated"):
+        data.rotate(data.load("digits", "train", folder, most_bytes=0), 90.0)
 
 
 def test_a_stored_image_is_the_resident_one(sets):
