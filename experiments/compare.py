@@ -2,8 +2,8 @@
 
 Policies are those of maxent_aug.policies, joined by + to apply one after the other, and the
 paper's learned augmenters, printed and intended (the sign of their loss), and learned, which is
-trained together with its classifier, as wide as leaves images as certain as images never seen.
-replayed trains a new classifier on what that augmenter did, from its first epoch on.
+trained together with its classifier, as wide as leaves images never seen about as certain. replayed
+trains a new classifier on what that augmenter did, from its first epoch on.
 Run it again in the same folder to resume, or to add policies and seeds.
 
   python -m experiments.compare --preset=small --seeds=3    5,000 images of CIFAR-10, a small ResNet

@@ -1,9 +1,9 @@
 """Learns an augmenter for a data set, together with a classifier, and leaves it in a file.
 
 The augmenter draws an affine transform for each image from a box that follows from how certain the
-classifier is of it, and learns the largest boxes whose images are no less certain than images that
-the classifier has never seen. In the last tenth of its training the classifier learns from all
-images, the augmenter frozen. Any tensorflow-datasets name or a folder of pictures will do. Run it
+classifier is of it, and learns the largest boxes in which images that the classifier has never seen
+lose hardly any certainty. In the last tenth of its training the classifier learns from all images,
+the augmenter frozen. Any tensorflow-datasets name or a folder of pictures will do. Run it
 again in the same folder to resume.
 
   python -m experiments.learn --preset=quick    digits, a minute on a CPU

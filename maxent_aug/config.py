@@ -206,7 +206,7 @@ class MatchingAugmenter:
     unseen: float = _field(
         0.05,
         "share of the training images that the classifier does not train on while the augmenter "
-        "learns: augmented images are to be as uncertain as these",
+        "learns from them: transformed, they are to be about as uncertain as they are",
         above=0,
         high=0.5,
     )
@@ -217,7 +217,9 @@ class MatchingAugmenter:
         above=0,
         high=1,
     )
-    every: int = _field(8, "the augmenter learns from one in so many images of a batch", low=1)
+    every: int = _field(
+        8, "the augmenter learns from one unseen image for so many of a batch", low=1
+    )
     share: float = _field(0.25, "of the images that are transformed", above=0, high=1)
     others_shift: float = _field(
         0.125,
@@ -229,10 +231,16 @@ class MatchingAugmenter:
     start_width: float = _field(
         0.5, "half-width of a new augmenter's boxes, a share of the bounds", low=0.05, high=0.95
     )
+    tolerance: float = _field(
+        0.1,
+        "about how much more uncertain transformed unseen images may be than as they are, in parts "
+        "of that",
+        low=0,
+        high=LARGE,
+    )
     strictness: float = _field(
         10.0,
-        "how steeply the weight of certainty grows with what augmented images are more uncertain "
-        "than unseen ones, in parts of these",
+        "how steeply the weight of certainty grows with what they are more uncertain than that",
         low=0,
         high=50,
     )

@@ -230,7 +230,7 @@ class StochasticAugmenter(nn.Module):
     Attributes:
       bounds: of the coordinates.
       interpolation, padding_mode: mode and padding_mode of `grid_sample`. What is blurred, or has
-        empty corners, is told from unseen images by more than its transform.
+        empty corners, costs certainty that its transform alone would not.
       start_width: half_width of every coordinate of a new augmenter, between least_width and 1.
       least_width: above 0.
       share: of the images that are transformed.

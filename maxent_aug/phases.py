@@ -265,7 +265,7 @@ def _joint(
         created = created.replace(batch_stats=running)
         return begin_classifier(start, key).replace(augmenter=created)
 
-    step = partial(steps.joint_step, strictness=learned.strictness)
+    step = partial(steps.joint_step, tolerance=learned.tolerance, strictness=learned.strictness)
     unseen = programs.Unseen(learned.unseen, max(1, config.batch_size // learned.every))
     evaluate = steps.joint_eval_step
     return Phase(branch, "joint", together, begin, step, evaluate, policy=policy, unseen=unseen)

@@ -23,7 +23,7 @@ from maxent_aug import losses
 
 Metrics = dict[str, Array]
 
-PRICE = 200.0  # of h, in log volume, where augmented images are as uncertain as unseen ones
+PRICE = 200.0  # of h, in log volume, where augmented images are as uncertain as they may be
 
 
 class ModelState(TrainState):
@@ -118,20 +118,10 @@ def frozen_step(state: State, images: Array, labels: Array, key: Array) -> tuple
       labels: [B] integers, or [B, m] probabilities.
       key: a typed random key.
     """
-    images, *_ = _augmented(state, images, key)
-    classifier, metrics = _classifier_update(state.classifier, images, labels)
-    return state.replace(classifier=classifier), metrics
-
-
-def _augmented(state: State, images: Array, key: Array) -> tuple[Array, Array, Array, int]:
-    """All images augmented; those that were transformed, as they were; their uncertainties; groups.
-
-    The classifier need not see, as they are, the images whose uncertainty does not matter.
-    """
     augmenter, count = _augmenter(state), len(images)
+    # The classifier need not see, as they are, the images whose uncertainty does not matter.
     groups, number = augmenter(count, method="partition")
-    transformed = _first(images, groups, number)
-    uncertainty = losses.uncertainty(state.classifier(transformed))
+    uncertainty = losses.uncertainty(state.classifier(_first(images, groups, number)))
     others = (0, 0), (0, count // groups - number)
     augmented, _ = augmenter(
         images,
@@ -139,7 +129,8 @@ def _augmented(state: State, images: Array, key: Array) -> tuple[Array, Array, A
         jnp.pad(uncertainty.reshape(groups, number), others).reshape(count),
         jnp.arange(count) % (count // groups) < number,
     )
-    return augmented, transformed, uncertainty, groups
+    classifier, metrics = _classifier_update(state.classifier, augmented, labels)
+    return state.replace(classifier=classifier), metrics
 
 
 def _first(batch: Array, groups: int, number: int) -> Array:
@@ -259,58 +250,57 @@ def adversarial_step(
 
 def matching_step(
     augmenter: ModelState,
-    images: Array,
     unseen: Array,
     classify: Callable[[Array], Array],
     key: Array,
     *,
-    uncertainty: Array | None = None,
+    tolerance: float = 0.1,
     strictness: float = 10.0,
     memory: float = 0.98,
 ) -> tuple[ModelState, Metrics]:
-    """One update of a stochastic augmenter: wider, but no less certain than images never seen.
+    """One update of a stochastic augmenter: wider, but hardly less certain than without it.
 
-    With h = H / log2 m, maximises the volume of the `Box`es while h(augmented) stays about
-    h(unseen): minimises
+    With h = H / log2 m, maximises the volume of the `Box`es of images that the classifier has never
+    seen, while their h(augmented) stays about h(unseen), as they are: minimises
 
       s PRICE h(augmented) - (1 - s) log volume + edge,
-      s = sigmoid(strictness (h(augmented) / h(unseen) - 1)),
+      s = sigmoid(strictness (h(augmented) / h(unseen) - 1 - tolerance)),
 
     without a gradient through s; edge is that of `Box`, and always leads back from the bounds. So
-    wide boxes are kept for the coordinates, and the images, in which they cost little certainty.
-    The identity cannot be the result, since its volume is 0, nor can the image be destroyed, since
-    it would be too uncertain. Both h in s are means over the images of the last steps, the
-    augmenter's `batch_stats`, so that a few images a step are enough; that both weights have limits
-    keeps one step from outweighing all others in Adam's memory.
+    wide boxes are kept for the coordinates, and the images, in which they cost little certainty;
+    they cost none where the transformed image is as good a one as any other. The identity cannot be
+    the result, since its volume is 0, nor can the image be destroyed, since it would be too
+    uncertain. Images that the classifier trains on would not do: what it has learned by heart it
+    may be certain of in whatever state. Both h in s are means over the images of the last steps,
+    the augmenter's `batch_stats`, so that a few images a step are enough; that both weights have
+    limits keeps one step from outweighing all others in Adam's memory.
 
     Args:
       augmenter: of a `StochasticAugmenter`.
-      images: [B, H, W, C] normalised, of those that the classifier trains on.
       unseen: [U, H, W, C] normalised, of images that the classifier never trains on.
       classify: a frozen classifier, images -> logits [B, m]; any differentiable function.
       key: a typed random key.
-      uncertainty: [B] h of the images as they are, if it is known.
-      strictness: at least 0; the larger, the closer the two entropies.
+      tolerance: about how much more uncertain augmented images may be, in parts of h(unseen).
+      strictness: at least 0; the larger, the closer to that.
       memory: share of the running means that is kept in a step, in [0, 1).
     """
-    if uncertainty is None:
-        uncertainty = losses.uncertainty(classify(images))
     first = augmenter.step == 0
 
     def remember(name: str, value: Array) -> Array:
         kept = augmenter.batch_stats[name] if augmenter.batch_stats else value
         return jnp.where(first, value, memory * kept + (1 - memory) * value)
 
-    entropy_unseen = remember("unseen", losses.uncertainty(classify(unseen)).mean())
+    uncertainty = losses.uncertainty(classify(unseen))
+    entropy_unseen = remember("unseen", uncertainty.mean())
 
     def loss_fn(params: Any) -> tuple[Array, Metrics]:
         augmented, _, box = augmenter.apply_fn(
-            {"params": params}, images, key, uncertainty, method="transform"
+            {"params": params}, unseen, key, uncertainty, method="transform"
         )
         entropy = losses.uncertainty(classify(augmented)).mean()
         running = jax.lax.stop_gradient(remember("augmented", entropy))
         # A classifier may be certain of all that it is shown.
-        excess = running / jnp.maximum(entropy_unseen, 1e-6) - 1
+        excess = running / jnp.maximum(entropy_unseen, 1e-6) - 1 - tolerance
         certainty_weight = jax.nn.sigmoid(strictness * excess)
         growth = (1 - certainty_weight) * box.log_volume.mean()
         loss = certainty_weight * PRICE * entropy - growth + box.edge.mean()
@@ -337,30 +327,20 @@ def joint_step(
 ) -> tuple[State, Metrics]:
     """The joint phase: an update of the classifier on the augmenter's images, one of the augmenter.
 
-    The augmenter learns from about as many of the images that it transforms as are unseen.
-
     Args:
       state: without a discriminator.
       images: [B, H, W, C] normalised, in random order.
       labels: [B] integers, or [B, m] probabilities.
       key: a typed random key.
-      unseen: [U, H, W, C] normalised.
+      unseen: [U, H, W, C] normalised; the augmenter learns from these alone.
       options: of `matching_step`.
     """
     key, matching_key = jax.random.split(key)
-    augmented, transformed, uncertainty, groups = _augmented(state, images, key)
-    classifier, metrics = _classifier_update(state.classifier, augmented, labels)
-    number = min(max(1, round(len(unseen) / groups)), len(transformed) // groups)
+    trained, metrics = frozen_step(state, images, labels, key)
     augmenter, matching_metrics = matching_step(
-        _augmenter(state),
-        _first(transformed, groups, number),
-        unseen,
-        state.classifier,
-        matching_key,
-        uncertainty=_first(uncertainty, groups, number),
-        **options,
+        _augmenter(state), unseen, state.classifier, matching_key, **options
     )
-    return state.replace(classifier=classifier, augmenter=augmenter), metrics | matching_metrics
+    return trained.replace(augmenter=augmenter), metrics | matching_metrics
 
 
 def recorded_step(
