@@ -233,14 +233,15 @@ class MatchingAugmenter:
     )
     tolerance: float = _field(
         0.1,
-        "about how much more uncertain transformed unseen images may be than as they are, in parts "
-        "of that",
+        "about how much more uncertain unseen images may be when transformed, in parts of what they "
+        "are without",
         low=0,
         high=LARGE,
     )
     strictness: float = _field(
         10.0,
-        "how steeply the weight of certainty grows with what they are more uncertain than that",
+        "how steeply the weight of certainty grows with what transformed unseen images are more "
+        "uncertain than is tolerated, in parts of what they are without a transform",
         low=0,
         high=50,
     )
