@@ -233,8 +233,8 @@ class MatchingAugmenter:
     )
     tolerance: float = _field(
         0.1,
-        "about how much more uncertain unseen images may be when transformed, in parts of what they "
-        "are without",
+        "about how much more uncertain unseen images may be when transformed, in parts of what "
+        "they are without",
         low=0,
         high=LARGE,
     )
