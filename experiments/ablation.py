@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 
 from experiments import cli
-from maxent_aug import metrics, phases, programs, run_folder, train
+from maxent_aug import metrics, phases, run_folder, train
 from maxent_aug.config import ABLATION_PRESETS
 from maxent_aug.processes import on_first
-from maxent_aug.progress import Progress, duration
+from maxent_aug.progress import duration
 
 MEASURES = (
     "distance_from_identity", "spread_of_images", "spread_of_draws", "beyond_bounds",
@@ -37,18 +37,12 @@ def main(settings: cli.Settings) -> None:
     """Trains every variant with every seed, and writes what came out to the run's folder."""
     config = settings.config
     train_set, test_set = cli.load_data(config, settings.data_dir)
-    mesh = programs.make_mesh()
     shape, classes = train_set.images.shape[1:], len(train_set.class_names)
     pretrain, baseline, variants = phases.ablation(config, shape, classes)
-    with cli.open_run(settings) as (writer, stop):
-        legs = (pretrain, baseline, *sum(variants.values(), ()))
-        progress, clock = Progress(), train.Clock(legs, settings.seeds)
-        progress.say(f"{settings.experiment}, preset {settings.preset}, in {settings.workdir}")
+    legs = (pretrain, baseline, *sum(variants.values(), ()))
+    with cli.open_run(settings, train_set, test_set, legs) as make_run:
         for seed in range(settings.seeds):
-            on_device = programs.put_data(*cli.choose(train_set, test_set, config, seed), mesh)
-            run = train.Run(
-                config, settings.workdir, on_device, mesh, writer, progress, clock, stop
-            )
+            run = make_run(*cli.choose(train_set, test_set, config, seed))
             begun = train.train_phase(run, pretrain, seed, None)
             train.train_phase(run, baseline, seed, begun)
             for augment, finetune in variants.values():

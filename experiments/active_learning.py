@@ -25,7 +25,7 @@ from maxent_aug import losses, metrics, models, phases, programs, run_folder, st
 from maxent_aug.config import ACTIVE_LEARNING_PRESETS, ActiveLearning, Labels
 from maxent_aug.data import Dataset
 from maxent_aug.processes import on_first
-from maxent_aug.progress import Progress, duration
+from maxent_aug.progress import duration
 
 STRATEGIES = ("random", "entropy", "margin", "learning_loss")
 # Of the first round's updates: in the paper 120 of 200 epochs.
@@ -40,13 +40,10 @@ def main(settings: cli.Settings) -> None:
     """Runs all rounds of all strategies for all seeds, and writes what came out."""
     config, strategies = settings.config, _check(ASKED.value)
     train_set, test_set = cli.load_data(config, settings.data_dir, may_stream=False)
-    sizes = _sizes(config, len(train_set.images))
-    mesh = programs.make_mesh()
+    sizes = _sizes(config, cli.chosen_examples(train_set, config))
     make_legs = cache(partial(_legs, config, train_set, sizes))
-    with cli.open_run(settings) as (writer, stop):
-        every_leg = tuple(leg for strategy in strategies for leg in make_legs(strategy))
-        progress, clock = Progress(), train.Clock(every_leg, settings.seeds)
-        progress.say(f"{settings.experiment}, preset {settings.preset}, in {settings.workdir}")
+    every_leg = tuple(leg for strategy in strategies for leg in make_legs(strategy))
+    with cli.open_run(settings, train_set, test_set, every_leg) as make_run:
         for seed in range(settings.seeds):
             pool, tested = cli.choose(train_set, test_set, config, seed)
             for strategy in strategies:
@@ -60,10 +57,7 @@ def main(settings: cli.Settings) -> None:
                 state, labelled = None, _draw(np.arange(len(pool.images)), sizes[0], seed, 0)
                 for number, leg in enumerate(make_legs(strategy)):
                     chosen = Dataset(pool.images[labelled], pool.labels[labelled], pool.class_names)
-                    on_device = programs.put_data(chosen, tested, mesh)
-                    run = train.Run(
-                        config, settings.workdir, on_device, mesh, writer, progress, clock, stop
-                    )
+                    run = make_run(chosen, tested)
                     state = train.train_phase(run, leg, seed, state)
                     if number < config.labels.rounds:
                         ask = partial(
@@ -85,10 +79,9 @@ def _check(strategies: Sequence[str]) -> tuple[str, ...]:
     return tuple(strategies)
 
 
-def _sizes(config: ActiveLearning, available: int) -> tuple[int, ...]:
-    """Labelled images in each round; raises UsageError if there are not so many."""
+def _sizes(config: ActiveLearning, pool: int) -> tuple[int, ...]:
+    """Labelled images in each round, of so many; raises UsageError if there are not enough."""
     labels = config.labels
-    pool = config.data.train_examples or available - config.data.held_out
     last = labels.first + labels.rounds * labels.query
     if last > pool:
         raise cli.UsageError(

@@ -7,6 +7,7 @@ values of `--preset`.
 import argparse
 import dataclasses
 import datetime
+import hashlib
 import os
 import shlex
 import signal
@@ -22,13 +23,15 @@ import jax
 import numpy as np
 from absl import app, flags, logging
 
-from maxent_aug import data, pictures, programs
+from maxent_aug import data, pictures, programs, train
 from maxent_aug.checkpoint import CheckpointError
 from maxent_aug.config import Training
 from maxent_aug.metrics import MetricsError, MetricsWriter
+from maxent_aug.phases import Phase
 from maxent_aug.processes import FirstProcessFailed, on_first, open_on_first
+from maxent_aug.progress import Progress
 from maxent_aug.run_folder import RunFolderError, check_run_folder, open_run_folder
-from maxent_aug.train import Interrupted, NonFiniteLoss, stop_on_signals
+from maxent_aug.train import Interrupted, NonFiniteLoss
 
 WORKDIR = flags.DEFINE_string(
     "workdir",
@@ -109,7 +112,7 @@ class Settings:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What a run's folder is bound to."""
+        """What a run's folder is bound to, beside its images."""
         return {"experiment": self.experiment, "config": dataclasses.asdict(self.config)}
 
 
@@ -418,7 +421,7 @@ def _load_data(
                 f"classes, {classes}, to the number of training images that are left, {available})"
             )
         available -= config.data.held_out
-    used = config.data.train_examples or len(train_set.images) - config.data.held_out
+    used = chosen_examples(train_set, config)
     if config.batch_size > used:
         raise UsageError(
             f"--config.batch_size={config.batch_size} is more than the {used} training images"
@@ -438,6 +441,11 @@ def _load_data(
     return train_set, test_set
 
 
+def chosen_examples(train_set: data.Dataset, config: Training) -> int:
+    """How many training images `choose` chooses."""
+    return config.data.train_examples or len(train_set.images) - config.data.held_out
+
+
 def choose(
     train_set: data.Dataset, test_set: data.Dataset, config: Training, seed: int
 ) -> tuple[data.Dataset, data.Dataset]:
@@ -449,18 +457,45 @@ def choose(
 
 
 @contextmanager
-def open_run(settings: Settings) -> Iterator[tuple[MetricsWriter, list[int]]]:
-    """Claims the run's folder: the writer of its metrics, and the signals that arrive meanwhile.
+def open_run(
+    settings: Settings, train_set: data.Dataset, test_set: data.Dataset, legs: tuple[Phase, ...]
+) -> Iterator[Callable[[data.Dataset, data.Dataset], train.Run]]:
+    """Claims the run's folder, for a run on these images.
 
-    Of several processes the first has the folder and the writer.
+    Yields what makes the `Run` of a seed from its training and test images. Of several processes
+    the first has the folder and the writer of metrics.
+
+    Raises:
+      RunFolderError: if the folder cannot hold the run, or holds one on other images.
     """
-    open_folder = partial(open_run_folder, settings.workdir, settings.identity)
+    identity = settings.identity | {"dataset": _fingerprint(train_set, test_set)}
+    mesh = programs.make_mesh()
+    progress, clock = Progress(), train.Clock(legs, settings.seeds)
     with (
-        open_on_first(open_folder),
+        open_on_first(partial(open_run_folder, settings.workdir, identity)),
         open_on_first(partial(MetricsWriter, settings.workdir)) as writer,
-        stop_on_signals() as stop,
+        train.stop_on_signals() as stop,
     ):
-        yield writer, stop
+        progress.say(f"{settings.experiment}, preset {settings.preset}, in {settings.workdir}")
+
+        def make_run(chosen: data.Dataset, tested: data.Dataset) -> train.Run:
+            on_device = programs.put_data(chosen, tested, mesh)
+            shared = writer, progress, clock, stop
+            return train.Run(settings.config, settings.workdir, on_device, mesh, *shared)
+
+        yield make_run
+
+
+def _fingerprint(train_set: data.Dataset, test_set: data.Dataset) -> dict[str, Any]:
+    """By which other images are told, without reading them all."""
+    labels = hashlib.sha256(train_set.labels.tobytes() + test_set.labels.tobytes())
+    return {
+        "image_shape": list(train_set.images.shape[1:]),
+        "classes": len(train_set.class_names),
+        "training_images": len(train_set.images),
+        "test_images": len(test_set.images),
+        "labels": labels.hexdigest()[:16],
+    }
 
 
 def run(

@@ -26,7 +26,7 @@ from experiments.named_policies import NAMES, named_policy
 from maxent_aug import diagnostics, losses, metrics, phases, programs, run_folder, steps, train
 from maxent_aug.config import COMPARISON_PRESETS
 from maxent_aug.processes import on_first
-from maxent_aug.progress import Progress, duration
+from maxent_aug.progress import duration
 from maxent_aug.spatial import WIDE_BOUNDS, AffineBounds
 
 LEARNED = {
@@ -52,8 +52,7 @@ def main(settings: cli.Settings) -> None:
     names = _check(POLICIES.value)
     config = settings.config
     train_set, test_set = cli.load_data(config, settings.data_dir)
-    mesh = programs.make_mesh()
-    examples = config.data.train_examples or len(train_set.images) - config.data.held_out
+    examples = cli.chosen_examples(train_set, config)
     classes, bounds = len(train_set.class_names), phases.affine_bounds(config.bounds)
     rows = phases.comparison(
         config,
@@ -62,16 +61,12 @@ def main(settings: cli.Settings) -> None:
         classes,
         examples // config.batch_size,
     )
-    with cli.open_run(settings) as (writer, stop):
-        progress, clock = Progress(), train.Clock(sum(rows.values(), ()), settings.seeds)
-        progress.say(f"{settings.experiment}, preset {settings.preset}, in {settings.workdir}")
+    legs = sum(rows.values(), ())
+    with cli.open_run(settings, train_set, test_set, legs) as make_run:
         for seed in range(settings.seeds):
-            on_device = programs.put_data(*cli.choose(train_set, test_set, config, seed), mesh)
-            run = train.Run(
-                config, settings.workdir, on_device, mesh, writer, progress, clock, stop
-            )
-            for name, legs in rows.items():
-                _train(run, name, legs, seed)
+            run = make_run(*cli.choose(train_set, test_set, config, seed))
+            for name, row in rows.items():
+                _train(run, name, row, seed)
                 on_first(partial(_write, settings, rows))
         result = on_first(partial(_write, settings, rows))
         on_first(partial(_draw_table, settings.workdir, result))

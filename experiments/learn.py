@@ -36,7 +36,7 @@ from maxent_aug import (
 )
 from maxent_aug.config import LEARNING_PRESETS
 from maxent_aug.processes import on_first
-from maxent_aug.progress import Progress, duration
+from maxent_aug.progress import duration
 
 PICTURES, DRAWS = 8, 8
 
@@ -46,27 +46,21 @@ def main(settings: cli.Settings) -> None:
     config = settings.config
     names = _check(config.policy)
     train_set, test_set = cli.load_data(config, settings.data_dir)
-    mesh = programs.make_mesh()
     classes, shape = len(train_set.class_names), train_set.images.shape[1:]
-    examples = config.data.train_examples or len(train_set.images) - config.data.held_out
+    examples = cli.chosen_examples(train_set, config)
     steps_per_epoch = examples // config.batch_size
     policy = named_policy(names, classes, phases.affine_bounds(config.bounds))
     legs = phases.learning(config, policy, shape, classes, steps_per_epoch)
-    with cli.open_run(settings) as (writer, stop):
-        progress, clock = Progress(), train.Clock(legs, settings.seeds)
-        progress.say(f"{settings.experiment}, preset {settings.preset}, in {settings.workdir}")
+    with cli.open_run(settings, train_set, test_set, legs) as make_run:
         pictured: Any = None
         for seed in range(settings.seeds):
-            on_device = programs.put_data(*cli.choose(train_set, test_set, config, seed), mesh)
-            run = train.Run(
-                config, settings.workdir, on_device, mesh, writer, progress, clock, stop
-            )
+            run = make_run(*cli.choose(train_set, test_set, config, seed))
             state: Any = None
             for leg in legs:
                 state = train.train_phase(run, leg, seed, state)
-            on_first(partial(_save, settings, seed, state.augmenter, on_device))
+            on_first(partial(_save, settings, seed, state.augmenter, run.data))
             if seed == 0:
-                pictured = jax.device_get(jax.jit(_pictured)(state.classifier, on_device))
+                pictured = jax.device_get(jax.jit(_pictured)(state.classifier, run.data))
         result = on_first(partial(_write, settings, legs[-1], *pictured))
     _print(settings.workdir, result)
 

@@ -19,7 +19,7 @@ from experiments import cli
 from maxent_aug import diagnostics, metrics, processes, programs, report, run_folder, steps, train
 from maxent_aug.config import PRESETS
 from maxent_aug.phases import Phase, schedule
-from maxent_aug.progress import Progress, duration
+from maxent_aug.progress import duration
 
 # Table 1 of the paper. It has one proposed method; see the README for its two readings.
 PAPER_ACCURACY = {"baseline": 0.8736, "printed": 0.8760, "intended": 0.8760}
@@ -36,17 +36,11 @@ def main(settings: cli.Settings) -> None:
     """Trains all branches for all seeds, and writes what came out to the run's folder."""
     config = settings.config
     train_set, test_set = cli.load_data(config, settings.data_dir)
-    mesh = programs.make_mesh()
     phases = schedule(config, train_set.images.shape[1:], len(train_set.class_names))
-    with cli.open_run(settings) as (writer, stop):
-        progress, clock = Progress(), train.Clock(phases, settings.seeds)
-        progress.say(f"{settings.experiment}, preset {settings.preset}, in {settings.workdir}")
+    with cli.open_run(settings, train_set, test_set, phases) as make_run:
         shown: dict[str, dict[str, Any]] = {}
         for seed in range(settings.seeds):
-            on_device = programs.put_data(*cli.choose(train_set, test_set, config, seed), mesh)
-            run = train.Run(
-                config, settings.workdir, on_device, mesh, writer, progress, clock, stop
-            )
+            run = make_run(*cli.choose(train_set, test_set, config, seed))
             final: dict[Phase | None, Any] = {None: None}
             for phase in phases:
                 final[phase] = train.train_phase(run, phase, seed, final[phase.follows])

@@ -19,10 +19,10 @@ import numpy as np
 
 from experiments import cli
 from experiments.named_policies import AFFINE, NAMES, named_policy
-from maxent_aug import metrics, phases, programs, run_folder, train
+from maxent_aug import metrics, phases, run_folder, train
 from maxent_aug.config import SEARCH_PRESETS, Bounds, Search
 from maxent_aug.processes import on_first
-from maxent_aug.progress import Progress, duration
+from maxent_aug.progress import duration
 
 
 def main(settings: cli.Settings) -> None:
@@ -30,23 +30,17 @@ def main(settings: cli.Settings) -> None:
     config = settings.config
     names = _check(config)
     train_set, test_set = cli.load_data(config, settings.data_dir)
-    mesh = programs.make_mesh()
     classes, shape = len(train_set.class_names), train_set.images.shape[1:]
-    examples = config.data.train_examples or len(train_set.images) - config.data.held_out
+    examples = cli.chosen_examples(train_set, config)
     trials = {f"trial-{i:02}": draw(config.bounds, i) for i in range(config.trials)}
     policies = {
         name: named_policy(names, classes, phases.affine_bounds(bounds))
         for name, bounds in trials.items()
     }
     legs = phases.search(config, policies, shape, classes, examples // config.batch_size)
-    with cli.open_run(settings) as (writer, stop):
-        progress, clock = Progress(), train.Clock(tuple(legs.values()), settings.seeds)
-        progress.say(f"{settings.experiment}, preset {settings.preset}, in {settings.workdir}")
+    with cli.open_run(settings, train_set, test_set, tuple(legs.values())) as make_run:
         for seed in range(settings.seeds):
-            on_device = programs.put_data(*cli.choose(train_set, test_set, config, seed), mesh)
-            run = train.Run(
-                config, settings.workdir, on_device, mesh, writer, progress, clock, stop
-            )
+            run = make_run(*cli.choose(train_set, test_set, config, seed))
             for leg in legs.values():
                 train.train_phase(run, leg, seed, None)
         result = on_first(partial(_write, settings, trials, legs))

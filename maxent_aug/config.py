@@ -7,6 +7,8 @@ Where the paper leaves a choice open, the help says "ours".
 from dataclasses import dataclass, field
 from typing import Any
 
+from maxent_aug.losses import LOSS_FORMS
+
 # Of rates and weights: far below what overflows float32 in the first step.
 LARGE = 1e6
 
@@ -105,7 +107,7 @@ class PaperAugmenter(Augmenter):
     loss_forms: tuple[str, ...] = _field(
         ("printed", "intended"),
         "forms of the max-entropy loss, a branch each, separated by commas",
-        choices=("printed", "intended", "gap", "target"),
+        choices=LOSS_FORMS,
     )
 
 
@@ -148,9 +150,9 @@ class Config(Training):
 @dataclass(frozen=True)
 class Factors:
     loss_forms: tuple[str, ...] = _field(
-        ("printed", "intended", "gap", "target"),
+        LOSS_FORMS,
         "forms of the max-entropy loss",
-        choices=("printed", "intended", "gap", "target"),
+        choices=LOSS_FORMS,
     )
     discriminators: tuple[str, ...] = _field(
         ("discriminator", "alone"),

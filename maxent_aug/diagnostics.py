@@ -108,7 +108,7 @@ def describe(theta: Array, size: tuple[int, int]) -> list[str]:
 def per_image(
     theta: Array, size: tuple[int, int], logits_before: Array, logits_after: Array
 ) -> dict[str, Array]:
-    """The diagnostics of each image, to be concatenated over batches for `summarise`.
+    """The diagnostics of each image, for `summarise`; those of several calls can be concatenated.
 
     Args:
       theta: [B, 2, 3], output -> input.
@@ -125,7 +125,11 @@ def per_image(
         outside_frame: share of the sampling grid outside the image, in [0, 1].
     """
     picture = picture_transform(theta, size)
-    grid = affine_grid(theta, size)
+
+    def outside_frame(theta: Array) -> Array:
+        outside = jnp.any(jnp.abs(affine_grid(theta, size)) > 1, axis=-1)
+        return jnp.mean(outside, axis=(-2, -1))
+
     return {
         "theta": theta,
         "distance_from_identity": jnp.linalg.norm(theta - jnp.eye(2, 3), axis=(-2, -1)),
@@ -133,12 +137,13 @@ def per_image(
         "shift_px": jnp.hypot(picture["shift_x_px"], picture["shift_y_px"]),
         "entropy_before": entropy(logits_before),
         "entropy_after": entropy(logits_after),
-        "outside_frame": jnp.mean(jnp.any(jnp.abs(grid) > 1, axis=-1), axis=(-2, -1)),
+        # A grid is as large as the image: not those of all test images at once.
+        "outside_frame": jax.lax.map(outside_frame, theta, batch_size=256),
     }
 
 
 @jax.jit
-def summarise(images: dict[str, Any], mask: Any = None) -> dict[str, Array]:
+def summarise(images: dict[str, Any]) -> dict[str, Array]:
     """Means and deviations over images of what `per_image` returned: has the augmenter collapsed?
 
     Collapse to the identity shows as distance_from_identity near 0, collapse to one transform
@@ -146,7 +151,6 @@ def summarise(images: dict[str, Any], mask: Any = None) -> dict[str, Array]:
 
     Args:
       images: the dict of `per_image`, of any number of images, on the device or on the host.
-      mask: [B], true for the images that count (false for the padding of a last batch).
 
     Returns:
       Scalars: distance_from_identity, rotation_deg (circular mean), rotation_deg_sd (of the
@@ -155,12 +159,7 @@ def summarise(images: dict[str, Any], mask: Any = None) -> dict[str, Array]:
       Deviations are over images (population), and 0 for a single one; all are NaN for none.
     """
     theta = jnp.asarray(images["theta"])
-    mask = jnp.ones(theta.shape[:1], bool) if mask is None else jnp.asarray(mask, bool)
-
-    def mean(values: Any) -> Array:
-        values = jnp.asarray(values)
-        keep = mask.reshape(mask.shape + (1,) * (values.ndim - 1))
-        return jnp.sum(jnp.where(keep, values, 0), axis=0) / jnp.sum(mask)
+    mean = partial(jnp.mean, axis=0)
 
     def sd(deviation: Array) -> Array:
         return jnp.sqrt(mean(jnp.square(deviation)))
@@ -228,14 +227,10 @@ def draws(theta: Array, theta_again: Array) -> dict[str, Array]:
 
 
 def collapse(
-    theta: Array,
-    size: tuple[int, int],
-    logits_before: Array,
-    logits_after: Array,
-    mask: Array | None = None,
+    theta: Array, size: tuple[int, int], logits_before: Array, logits_after: Array
 ) -> dict[str, Array]:
-    """`summarise(per_image(...), mask)`: the collapse of one batch, a flat dict of scalars."""
-    return summarise(per_image(theta, size, logits_before, logits_after), mask)
+    """`summarise(per_image(...))`: whether the augmenter has collapsed, a flat dict of scalars."""
+    return summarise(per_image(theta, size, logits_before, logits_after))
 
 
 def _picture_affine(theta: Array, size: tuple[int, int]) -> Array:

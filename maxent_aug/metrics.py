@@ -10,11 +10,12 @@ from typing import Any, Self
 
 import numpy as np
 
+from maxent_aug.run_folder import write_atomically
+
 Record = Mapping[str, Any]
 
 # What a record is filed under; everything else in it is a metric.
-KEYS = ("seed", "branch", "phase", "epoch")
-
+KEYS = {"seed": int, "branch": str, "phase": str, "epoch": int}
 
 _REMEDY = "put the file back, or choose another workdir"
 
@@ -46,13 +47,10 @@ class MetricsWriter:
         """Adds one record. Numbers that are not finite become null.
 
         Raises:
-          ValueError: if seed, branch, phase or epoch is missing.
-          TypeError: for a value that is not a string, a plain number, a bool or None.
+          ValueError: if seed, branch, phase or epoch is missing, or a metric is not a plain number,
+            a bool or None.
         """
-        missing = [key for key in KEYS if key not in record]
-        if missing:
-            raise ValueError(f"a record needs {', '.join(KEYS)}; missing: {', '.join(missing)}")
-        line = _line(record)
+        line = _line(_checked(record))
         if self.path.exists() and not self.path.read_bytes().endswith(b"\n"):
             # Cut off by a kill: the next line must not be glued to it.
             _replace(self.path, read(self.path))
@@ -154,14 +152,15 @@ class _Record(dict[str, Any]):
 
 
 def _checked(record: Any) -> Record:
-    """Raises ValueError unless it is what `MetricsWriter.write` writes."""
-    kinds = {"seed": int, "branch": str, "phase": str, "epoch": int}
-    if not isinstance(record, dict) or any(
-        not isinstance(record.get(key), kind) for key, kind in kinds.items()
-    ):
-        raise ValueError
-    if not all(isinstance(record[k], int | float | None) for k in record.keys() - kinds.keys()):
-        raise ValueError
+    """Raises ValueError unless it is a record."""
+    if not isinstance(record, Mapping):
+        raise ValueError("a record is a dict")
+    for name, kind in KEYS.items():
+        if not isinstance(record.get(name), kind):
+            raise ValueError(f"a record needs {', '.join(KEYS)}; {name} is {record.get(name)!r}")
+    for name, value in record.items():
+        if name not in KEYS and not isinstance(value, int | float | None):
+            raise ValueError(f"{name} is {value!r}; allowed: a plain number, a bool or None")
     return record
 
 
@@ -178,10 +177,4 @@ def _line(record: Record) -> str:
 
 
 def _replace(path: Path, records: Iterable[Record]) -> None:
-    """Writes a whole file beside the old one and puts it in its place in one step."""
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.writelines(map(_line, records))
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    write_atomically(path, "".join(map(_line, records)).encode())

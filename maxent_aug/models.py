@@ -22,9 +22,10 @@ from maxent_aug.spatial import (
     warp_affine,
 )
 
-he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-Conv3x3 = partial(nn.Conv, kernel_size=(3, 3), use_bias=False, kernel_init=he_normal)
-Conv1x1 = partial(nn.Conv, kernel_size=(1, 1), use_bias=False, kernel_init=he_normal)
+# As torchvision initialises its ResNets.
+fan_out_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+Conv3x3 = partial(nn.Conv, kernel_size=(3, 3), use_bias=False, kernel_init=fan_out_normal)
+Conv1x1 = partial(nn.Conv, kernel_size=(1, 1), use_bias=False, kernel_init=fan_out_normal)
 
 
 class BasicBlock(nn.Module):
@@ -123,7 +124,7 @@ ResNetSmall = partial(ResNet, stage_sizes=(1, 1, 2), width=16)
 def _downsample(x: Array, width: int, activation: Callable[[Array], Array]) -> Array:
     """Strided convolutions until the shorter side is at most 4, flattened: [B, features]."""
     while min(x.shape[1:3]) > 4:
-        x = activation(nn.Conv(width, (3, 3), strides=2, kernel_init=he_normal)(x))
+        x = activation(nn.Conv(width, (3, 3), strides=2, kernel_init=fan_out_normal)(x))
         width = min(2 * width, 128)
     return x.reshape(x.shape[0], -1)
 
@@ -152,7 +153,7 @@ class Localization(nn.Module):
     @nn.compact
     def __call__(self, images: Array) -> Array:
         x = _downsample(images.astype(jnp.float32), self.width, nn.relu)
-        x = nn.relu(nn.Dense(self.hidden, kernel_init=he_normal)(x))
+        x = nn.relu(nn.Dense(self.hidden, kernel_init=fan_out_normal)(x))
         zeros = nn.initializers.zeros
         return nn.Dense(self.outputs, kernel_init=zeros, bias_init=self.bias_init)(x)
 
@@ -205,9 +206,10 @@ class Augmenter(nn.Module):
 class Box(NamedTuple):
     """What a `StochasticAugmenter` has learned for each image.
 
-    half_width is [B, 6] shares of the bounds. log_volume is [B] that of the box, up to a constant.
-    edge is [B] a cost, 0 far from the bounds, that grows towards the largest widths with a gradient
-    that does not vanish, where all other gradients do.
+    half_width is [B, 6] shares of the bounds. log_volume is [B], summed over the coordinates:
+    log((half_width - least_width) / (1 - least_width)). edge is [B] a cost, 0 far from the bounds,
+    that grows towards the largest widths with a gradient that does not vanish, where all other
+    gradients do.
     """
 
     half_width: Array
@@ -255,8 +257,11 @@ class StochasticAugmenter(nn.Module):
         start = (self.start_width - self.least_width) / room
         odds = jnp.log(start / (1 - start))
         zeros, bias = nn.initializers.zeros, nn.initializers.constant(odds)
-        self.hidden_layer = nn.Dense(self.hidden, kernel_init=he_normal)
+        self.hidden_layer = nn.Dense(self.hidden, kernel_init=fan_out_normal)
         self.output_layer = nn.Dense(6, kernel_init=zeros, bias_init=bias)
+        if self.is_initializing():  # what `matching_step` remembers
+            for name in ("augmented", "unseen"):
+                self.variable("batch_stats", name, jnp.zeros, ())
 
     def box(self, uncertainty: Array) -> Box:
         """The box of an image of each uncertainty [B]."""

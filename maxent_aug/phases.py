@@ -261,8 +261,6 @@ def _joint(
     def begin(start: None, key: Array) -> steps.State:
         augmenter_key = jax.random.fold_in(key, 1)
         created = steps.create_model_state(augmenter, augmenter_key, image_shape, tx, key)
-        running = {"augmented": jnp.zeros(()), "unseen": jnp.zeros(())}
-        created = created.replace(batch_stats=running)
         return begin_classifier(start, key).replace(augmenter=created)
 
     step = partial(steps.joint_step, tolerance=learned.tolerance, strictness=learned.strictness)

@@ -11,6 +11,7 @@ from typing import Any
 
 from maxent_aug.diagnostics import COORDINATES
 from maxent_aug.progress import duration
+from maxent_aug.run_folder import write_atomically
 
 Record = Mapping[str, Any]
 Picture = tuple[bytes | str | os.PathLike[str], str, str]
@@ -78,10 +79,7 @@ def write_report(
     page = PAGE.format(
         title=escape(title), style=STYLE, lead=_lead(result), body="\n".join(filter(None, sections))
     )
-    path = Path(path)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(page, encoding="utf-8")
-    temporary.replace(path)
+    write_atomically(Path(path), page.encode())
 
 
 def _lead(result: Mapping[str, Any]) -> str:

@@ -56,7 +56,7 @@ def open_run_folder(workdir: Path, identity: Mapping[str, Any]) -> Iterator[None
 
 
 def check_run_folder(workdir: Path, identity: Mapping[str, Any]) -> None:
-    """Changes nothing on disk.
+    """Changes nothing on disk. What the identity has no part of is not compared.
 
     Raises:
       RunFolderError: if it is no folder, cannot be read, holds other files, or holds a run of
@@ -80,7 +80,8 @@ def check_run_folder(workdir: Path, identity: Mapping[str, Any]) -> None:
         found = None
     if not isinstance(found, Mapping):
         raise RunFolderError(f"{path} is damaged; put it back, or choose another workdir")
-    found, wanted = _flat(found), _flat(json.loads(json.dumps(identity)))
+    found = _flat({name: part for name, part in found.items() if name in identity})
+    wanted = _flat(json.loads(json.dumps(identity)))
     for name in [*wanted, *found]:
         if found.get(name) != wanted.get(name):
             raise RunFolderError(

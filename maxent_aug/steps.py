@@ -27,7 +27,7 @@ PRICE = 200.0  # of h, in log volume, where augmented images are as uncertain as
 
 
 class ModelState(TrainState):
-    """A flax TrainState with the running statistics of batch normalisation (or {})."""
+    """A flax TrainState with statistics: of batch normalisation, of `matching_step`, or {}."""
 
     batch_stats: Any = struct.field(default_factory=dict)
 
@@ -287,33 +287,32 @@ def matching_step(
     first = augmenter.step == 0
 
     def remember(name: str, value: Array) -> Array:
-        kept = augmenter.batch_stats[name] if augmenter.batch_stats else value
-        return jnp.where(first, value, memory * kept + (1 - memory) * value)
+        return jnp.where(first, value, memory * augmenter.batch_stats[name] + (1 - memory) * value)
 
     uncertainty = losses.uncertainty(classify(unseen))
-    entropy_unseen = remember("unseen", uncertainty.mean())
+    plain = remember("unseen", uncertainty.mean())
 
     def loss_fn(params: Any) -> tuple[Array, Metrics]:
         augmented, _, box = augmenter.apply_fn(
             {"params": params}, unseen, key, uncertainty, method="transform"
         )
-        entropy = losses.uncertainty(classify(augmented)).mean()
-        running = jax.lax.stop_gradient(remember("augmented", entropy))
+        now = losses.uncertainty(classify(augmented)).mean()
+        running = jax.lax.stop_gradient(remember("augmented", now))
         # A classifier may be certain of all that it is shown.
-        excess = running / jnp.maximum(entropy_unseen, 1e-6) - 1 - tolerance
+        excess = running / jnp.maximum(plain, 1e-6) - 1 - tolerance
         certainty_weight = jax.nn.sigmoid(strictness * excess)
         growth = (1 - certainty_weight) * box.log_volume.mean()
-        loss = certainty_weight * PRICE * entropy - growth + box.edge.mean()
+        loss = certainty_weight * PRICE * now - growth + box.edge.mean()
         return loss, {
             "augmenter_loss": loss,
-            "entropy_augmented": running,
-            "entropy_unseen": entropy_unseen,
+            "uncertainty_augmented": running,
+            "uncertainty_unseen": plain,
             "certainty_weight": certainty_weight,
             "half_width": box.half_width.mean(),
         }
 
     grads, metrics = jax.grad(loss_fn, has_aux=True)(augmenter.params)
-    running = {"augmented": metrics["entropy_augmented"], "unseen": entropy_unseen}
+    running = {"augmented": metrics["uncertainty_augmented"], "unseen": plain}
     return augmenter.apply_gradients(grads=grads, batch_stats=running), metrics
 
 

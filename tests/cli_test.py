@@ -31,6 +31,11 @@ def data_dir(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def images(data_dir):
+    return tuple(data.load("digits", split, data_dir) for split in ("train", "test"))
+
+
 @pytest.fixture
 def command(tmp_path, monkeypatch, capsys, data_dir):
     """Runs a command line up to the end of load_data: (exit code, stdout, stderr, settings)."""
@@ -265,29 +270,41 @@ def replace_by_folder(path):
     path.mkdir()
 
 
-def fresh_run(experiment, run):
+def fresh_run(experiment, run, images):
     """A folder as a run that was killed before its first epoch leaves it."""
     identity = cli.Settings(
         experiment, "quick", EXPERIMENTS[experiment][1]["quick"], run, None, 1
     ).identity
     run.mkdir()
-    (run / "config.json").write_text(json.dumps(identity))
+    (run / "config.json").write_text(json.dumps(identity | {"dataset": cli._fingerprint(*images)}))
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_a_damaged_run_folder(refused, tmp_path, experiment, damage, monkeypatch):
+def test_a_damaged_run_folder(refused, tmp_path, images, experiment, damage, monkeypatch):
     monkeypatch.setattr(models, "ResNetSmall", TINY)
     run = tmp_path / "run"
-    fresh_run(experiment, run)
+    fresh_run(experiment, run, images)
     (run / ".lock").touch() if damage != "lock is a folder" else None
     DAMAGES[damage](run)
     assert "run" in refused(experiment, "--workdir=run")
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_a_folder_in_use(refused, tmp_path, experiment):
-    fresh_run(experiment, tmp_path / "run")
+def test_a_run_on_other_images(refused, tmp_path, images, experiment):
+    train_set, test_set = images
+    fresh_run(experiment, tmp_path / "run", (train_set, data.subset(test_set, 350, 0)))
+    words = refused(experiment, "--workdir=run")
+    assert "holds a run with dataset.test_images=350, this one has 360" in words
+    shutil.rmtree(tmp_path / "run")
+    relabelled = dataclasses.replace(train_set, labels=train_set.labels[::-1])
+    fresh_run(experiment, tmp_path / "run", (relabelled, test_set))
+    assert "holds a run with dataset.labels=" in refused(experiment, "--workdir=run")
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_a_folder_in_use(refused, tmp_path, images, experiment):
+    fresh_run(experiment, tmp_path / "run", images)
     identity = json.loads((tmp_path / "run" / "config.json").read_text())
     with run_folder.open_run_folder(tmp_path / "run", identity):
         assert "in use by another process" in refused(experiment, "--workdir=run")

@@ -1,6 +1,7 @@
 import json
 import struct
 
+import numpy as np
 import pytest
 
 from maxent_aug import metrics
@@ -53,8 +54,12 @@ def test_not_finite_is_null(tmp_path):
 
 
 def test_a_record_needs_its_keys(tmp_path):
-    with MetricsWriter(tmp_path) as writer, pytest.raises(ValueError, match="missing: phase"):
-        writer.write({"seed": 0, "branch": "printed", "epoch": 1})
+    with MetricsWriter(tmp_path) as writer:
+        with pytest.raises(ValueError, match="phase is None"):
+            writer.write({"seed": 0, "branch": "printed", "epoch": 1})
+        for metric in ("0.5", [0.5], {"a": 0.5}, np.float32(0.5)):
+            with pytest.raises(ValueError, match=r"loss is .*allowed: a plain number"):
+                writer.write(record(1, loss=metric))
     assert not (tmp_path / "metrics.jsonl").exists()
 
 

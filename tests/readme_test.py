@@ -19,7 +19,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 def test_ten_lines_learn_an_augmenter(capsys):
     block, *_ = BLOCKS
     lines = [line for line in block.splitlines() if line.strip()]
-    assert len(lines) <= 12
+    assert len(lines) == 10
 
     digits = load_digits()
     images = jnp.asarray((digits.images[:1408, :, :, None] - 4.9) / 6.0, jnp.float32)
