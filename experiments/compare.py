@@ -1,9 +1,9 @@
 """Every augmentation under one trainer: the same seeds, learning rates and number of updates.
 
-Policies are those of maxent_aug.policies, joined by + to apply one after the other, and the
-paper's learned augmenters, printed and intended (the sign of their loss), and learned, which is
-trained together with its classifier, as wide as leaves images never seen about as certain. replayed
-trains a new classifier on what that augmenter did, from its first epoch on.
+Policies are those of maxent_aug.policies, joined by + to apply one after the other; at most one of
+them may learn: printed and intended, the paper's augmenter by the sign of its loss; learned, which
+is trained together with its classifier, as wide as leaves images never seen about as certain; and
+replayed, a new classifier on what that augmenter did, from its first epoch on.
 Run it again in the same folder to resume, or to add policies and seeds.
 
   python -m experiments.compare --preset=small --seeds=3    5,000 images of CIFAR-10, a small ResNet
@@ -43,7 +43,7 @@ PICTURES = 8
 POLICIES = flags.DEFINE_list(
     "policies",
     [*SINGLE, "flip_crop+cutout", "flip+learned"],
-    f"rows of the table, of {', '.join(SINGLE)}; + joins several, at most one learned",
+    f"rows of the table, of {', '.join(SINGLE)}; + joins several, at most one of the last four",
 )
 
 

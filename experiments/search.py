@@ -2,8 +2,8 @@
 
 Draws bounds at random, trains a classifier under each, as experiments.compare does, and tests it on
 training images that were held out. half_affine flips every other image, shifts a half of them by
-whole pixels as flip_crop does, and transforms the other half: what a learned augmenter does, but
-with bounds that are not learned. Run it again in the same folder to resume, or to add seeds.
+whole pixels as flip_crop does, and transforms the other half, where a learned augmenter transforms
+a quarter. Run it again in the same folder to resume, or to add seeds.
 
   python -m experiments.search --preset=small               20 trials on 5,000 images of CIFAR-10
   python -m experiments.search --config.policy=random_affine

@@ -185,7 +185,9 @@ class Ablation(Training):
 @dataclass(frozen=True)
 class ComparedEpochs:
     train: int = _field(200, "of the classifier, in every row", low=2)
-    augment: int = _field(20, "of phase 2 of a learned row, half-way through its training", low=1)
+    augment: int = _field(
+        20, "of phase 2 of the rows printed and intended, half-way through their training", low=1
+    )
 
 
 @dataclass(frozen=True)

@@ -142,7 +142,8 @@ class Localization(nn.Module):
     """The localisation network of a spatial transformer: images [B, H, W, C] -> [B, outputs].
 
     Starts at bias_init, by default the identity transform, for every image: the last layer has zero
-    weights, and a gradient that is not zero. Source: Jaderberg et al. 2015, section 3.1.
+    weights, and a gradient that is not zero. Source: Jaderberg et al. 2015, section 3.1; the layers
+    are ours.
     """
 
     width: int = 16
@@ -340,8 +341,8 @@ class StochasticAugmenter(nn.Module):
 class Discriminator(nn.Module):
     """Original or augmented? A small DCGAN-style network: images [B, H, W, C] -> logits [B].
 
-    Without batch normalisation, so that each image is judged by itself.
-    Source: Radford et al. 2015, "Unsupervised representation learning with DCGAN".
+    Without batch normalisation, so that each image is judged by itself. Ours: the paper names no
+    network. Source: Radford et al. 2015, "Unsupervised representation learning with DCGAN".
     """
 
     width: int = 32

@@ -1,7 +1,7 @@
 """Several processes of one run, on one machine or many: process 0 alone touches files.
 
-What it read goes to the others, and so does the news that it failed; with one process nothing here
-does anything.
+What it read goes to the others, and so does the news that it failed. With one process a call is
+just made.
 """
 
 import pickle

@@ -28,11 +28,11 @@ COLLAPSE_ROWS = (
     ("entropy_after", None, "entropy of the prediction, after", "bits"),
     ("outside_frame", None, "share of the grid outside the frame", ""),
     ("test_augmented_accuracy", None, "accuracy on augmented images", ""),
-    ("test_same_box_accuracy", None, "the same, with one box for all, as large", ""),
+    ("test_same_box_accuracy", None, "the same, with one box for a batch of images, as large", ""),
     (
         "test_same_box_entropy",
         None,
-        "entropy of the prediction, with one box for all, as large",
+        "entropy of the prediction, with one box for a batch of images, as large",
         "bits",
     ),
     ("spread_between", None, "spread of the boxes between images", "of the bounds"),

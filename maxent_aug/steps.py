@@ -83,7 +83,7 @@ def _initial_variables(module: nn.Module, *inputs: Any) -> Any:
 
 
 def normalize(images: Array, mean: Array, sd: Array) -> Array:
-    """Maps images [..., C] of 0 to 255 to float32 of mean 0 and sd 1; those of images / 255."""
+    """Maps images [..., C] of 0 to 255 to float32 of mean 0 and sd 1 (ours), of images / 255."""
     return (images.astype(jnp.float32) / 255.0 - mean) / sd
 
 
