@@ -79,10 +79,8 @@ def _write(
         **run_folder.environment(),
     }
     run_folder.write_json(settings.workdir / "ablation.json", result)
-    folder = settings.workdir / "figures"
-    folder.mkdir(exist_ok=True)
     figure = figures.collapses(rows, no_distance=NO_DISTANCE, one_transform=ONE_TRANSFORM)
-    figure.savefig(folder / "collapses.png")
+    cli.save_figure(settings.workdir / "figures" / "collapses.png", figure)
     return result
 
 

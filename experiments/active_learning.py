@@ -259,10 +259,8 @@ def _draw_curves(workdir: Path, result: Mapping[str, Any]) -> None:
     from maxent_aug import figures  # matplotlib writes a cache of fonts when it is imported
 
     per_seed = {name: curve["per_seed"] for name, curve in result["curves"].items()}
-    (workdir / "figures").mkdir(exist_ok=True)
-    figures.label_curves(result["labelled"], per_seed).savefig(
-        workdir / "figures" / "active_learning.png"
-    )
+    figure = figures.label_curves(result["labelled"], per_seed)
+    cli.save_figure(workdir / "figures" / "active_learning.png", figure)
 
 
 def _print(settings: cli.Settings, result: Mapping[str, Any]) -> None:

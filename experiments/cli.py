@@ -8,12 +8,13 @@ import argparse
 import dataclasses
 import datetime
 import hashlib
+import io
 import os
 import shlex
 import signal
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ import jax
 import numpy as np
 from absl import app, flags, logging
 
+from experiments.named_policies import COLOR_POLICIES
 from maxent_aug import data, pictures, programs, train
 from maxent_aug.checkpoint import CheckpointError
 from maxent_aug.config import Training
@@ -30,7 +32,13 @@ from maxent_aug.metrics import MetricsError, MetricsWriter
 from maxent_aug.phases import Phase
 from maxent_aug.processes import FirstProcessFailed, on_first, open_on_first
 from maxent_aug.progress import Progress
-from maxent_aug.run_folder import RunFolderError, check_run_folder, open_run_folder
+from maxent_aug.run_folder import (
+    RunFolderError,
+    check_run_folder,
+    open_run_folder,
+    write_atomically,
+)
+from maxent_aug.stored import StoredImages
 from maxent_aug.train import Interrupted, NonFiniteLoss
 
 WORKDIR = flags.DEFINE_string(
@@ -273,14 +281,20 @@ def save_figures(
     workdir: Path, drawn: Mapping[str, tuple[Any, str, str]]
 ) -> list[tuple[Path, str, str]]:
     """Writes figures/NAME.png of each (figure, title, caption): the pictures of the report."""
-    folder = workdir / "figures"
-    folder.mkdir(exist_ok=True)
     pictures = []
     for name, (figure, title, caption) in drawn.items():
-        path = folder / f"{name}.png"
-        figure.savefig(path)
+        path = workdir / "figures" / f"{name}.png"
+        save_figure(path, figure)
         pictures.append((path, title, caption))
     return pictures
+
+
+def save_figure(path: Path, figure: Any) -> None:
+    """Writes a PNG, whole or not at all, in a folder that is made if need be."""
+    path.parent.mkdir(exist_ok=True)
+    content = io.BytesIO()
+    figure.savefig(content)
+    write_atomically(path, content.getvalue())
 
 
 def with_more_seeds(settings: Settings) -> str:
@@ -426,6 +440,11 @@ def _load_data(
         raise UsageError(
             f"--config.batch_size={config.batch_size} is more than the {used} training images"
         )
+    if used < 2 and hasattr(config, "learned"):
+        raise UsageError(
+            f"--config.data.name={config.data.name} has {used} training image, 2 are needed: what "
+            "learns an augmenter keeps some unseen"
+        )
     if classes < 2:
         raise UsageError(f"--config.data.name={config.data.name} has {classes} class, 2 are needed")
     if train_set.images.shape[1:] != test_set.images.shape[1:]:
@@ -434,11 +453,27 @@ def _load_data(
             f"{train_set.images.shape[1:]}, test images {test_set.images.shape[1:]}: set "
             "--config.data.image_size"
         )
+    channels = train_set.images.shape[-1]
+    if (learned := getattr(config, "learned", None)) and learned.color and channels != 3:
+        raise UsageError(
+            f"--config.learned.color=true takes images of 3 channels; those of "
+            f"--config.data.name={config.data.name} have {channels}"
+        )
     if config.data.rotated:
         train_set, test_set = (
             data.rotate(each, config.data.rotated) for each in (train_set, test_set)
         )
     return train_set, test_set
+
+
+def check_channels(flag: str, names: Sequence[str], train_set: data.Dataset) -> None:
+    """Raises UsageError if a policy does not take the images."""
+    channels = train_set.images.shape[-1]
+    for name in names:
+        if name in COLOR_POLICIES and channels not in (1, 3):
+            raise UsageError(
+                f"{flag}: {name} takes images of 1 or 3 channels, these have {channels}"
+            )
 
 
 def chosen_examples(train_set: data.Dataset, config: Training) -> int:
@@ -449,11 +484,20 @@ def chosen_examples(train_set: data.Dataset, config: Training) -> int:
 def choose(
     train_set: data.Dataset, test_set: data.Dataset, config: Training, seed: int
 ) -> tuple[data.Dataset, data.Dataset]:
-    """A seed's training images, and those that its classifiers are tested on."""
+    """A seed's training images, and those that its classifiers are tested on.
+
+    Raises:
+      OSError: if images that are held out of a stream cannot be read.
+    """
     examples, held_out = config.data.train_examples, config.data.held_out
     if examples:
         train_set = data.subset(train_set, examples + held_out, seed)
-    return data.hold_out(train_set, held_out, seed) if held_out else (train_set, test_set)
+    if not held_out:
+        return train_set, test_set
+    chosen, held = data.hold_out(train_set, held_out, seed)
+    if isinstance(held.images, StoredImages):  # those that are tested on are in memory
+        held = dataclasses.replace(held, images=held.images.read())
+    return chosen, held
 
 
 @contextmanager

@@ -52,6 +52,7 @@ def main(settings: cli.Settings) -> None:
     names = _check(POLICIES.value)
     config = settings.config
     train_set, test_set = cli.load_data(config, settings.data_dir)
+    cli.check_channels("--policies", "+".join(names).split("+"), train_set)
     examples = cli.chosen_examples(train_set, config)
     classes, bounds = len(train_set.class_names), phases.affine_bounds(config.bounds)
     rows = phases.comparison(
@@ -126,12 +127,11 @@ def _draw_versions(
 ) -> None:
     from maxent_aug import figures  # matplotlib writes a cache of fonts when it is imported
 
-    path.parent.mkdir(exist_ok=True)
     title, words = f"{name}: inputs, eight times augmented", None
     if theta is not None:
         title += "; below, what the augmenter did"
         words = [diagnostics.describe(each, images.shape[1:3]) for each in theta]
-    figures.versions(images, versions, title=title, words=words).savefig(path)
+    cli.save_figure(path, figures.versions(images, versions, title=title, words=words))
 
 
 @programs.keep_programs
@@ -247,7 +247,8 @@ def _paired_difference(
 def _draw_table(workdir: Path, result: Mapping[str, Any]) -> None:
     from maxent_aug import figures
 
-    figures.comparison(result["table"]).savefig(workdir / "figures" / "comparison.png")
+    figure = figures.comparison(result["table"])
+    cli.save_figure(workdir / "figures" / "comparison.png", figure)
 
 
 def _print(settings: cli.Settings, result: Mapping[str, Any]) -> None:

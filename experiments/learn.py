@@ -34,6 +34,7 @@ from maxent_aug import (
     steps,
     train,
 )
+from maxent_aug.color import ColorBounds
 from maxent_aug.config import LEARNING_PRESETS
 from maxent_aug.processes import on_first
 from maxent_aug.progress import duration
@@ -46,6 +47,7 @@ def main(settings: cli.Settings) -> None:
     config = settings.config
     names = _check(config.policy)
     train_set, test_set = cli.load_data(config, settings.data_dir)
+    cli.check_channels("--config.policy", names, train_set)
     classes, shape = len(train_set.class_names), train_set.images.shape[1:]
     examples = cli.chosen_examples(train_set, config)
     steps_per_epoch = examples // config.batch_size
@@ -126,6 +128,8 @@ def _result(
     """The content of result.json."""
     end = [r for r in records if (r["phase"], r["epoch"]) == (last.kind, last.epochs)]
     names = [row[0] for row in report.COLLAPSE_ROWS] + ["rotation_deg_sd", "scale_sd"]
+    if not settings.config.learned.color:
+        names = [n for n in names if n.removeprefix("half_width_") not in ColorBounds._fields]
     per_seed = [{name: r[name] for name in names} for r in end]
     means = {name: float(np.mean([each[name] for each in per_seed])) for name in names}
     accuracies = [r["test_accuracy"] for r in end]
@@ -192,8 +196,9 @@ def _print(workdir: Path, result: Mapping[str, Any]) -> None:
     print(f"\ntest accuracy {row['mean']:.4f}{sd}, n = {len(row['per_seed'])}")
     print(f"on augmented test images {learned['test_augmented_accuracy']:.4f}")
     print("half-widths, shares of the bounds:")
-    for name in diagnostics.AffineBounds._fields:
-        print(f"  {name:<12}{learned[f'half_width_{name}']:.2f}")
+    for name, _ in diagnostics.COORDINATES:
+        if f"half_width_{name}" in learned:
+            print(f"  {name:<16}{learned[f'half_width_{name}']:.2f}")
     print(f"\n{duration(result['seconds'])} on {result['device']}")
     print(f"open {workdir / 'report.html'}; apply the augmenter in your own training loop:")
     print(f'  maxent_aug.load_augmenter("{workdir / "augmenter.npz"}")(key, images, uncertainty)')

@@ -3,6 +3,8 @@
 Affine maps and sampling (`maxent_aug.spatial`)
     affine_matrix, decompose_affine, invert_affine, affine_grid, grid_sample, warp_affine,
     AffineBounds, bounded_affine
+Changes of colour (`maxent_aug.color`)
+    adjust_color, ColorBounds
 Losses (`maxent_aug.losses`)
     entropy, uncertainty, max_entropy_loss, discriminator_loss, generator_loss, cross_entropy
 Fixed augmentations (`maxent_aug.policies`)
@@ -24,6 +26,7 @@ run_folder, metrics, progress, processes, figures, report.
 """
 
 from maxent_aug.augmenter_file import export_augmenter, load_augmenter, save_augmenter
+from maxent_aug.color import ColorBounds, adjust_color
 from maxent_aug.diagnostics import boxes, collapse, describe, picture_transform
 from maxent_aug.losses import (
     cross_entropy,
@@ -77,6 +80,7 @@ __all__ = [
     "OPERATIONS",
     "AffineBounds",
     "Augmenter",
+    "ColorBounds",
     "Discriminator",
     "ResNet",
     "ResNet18",
@@ -84,6 +88,7 @@ __all__ = [
     "ResNet50",
     "ResNetSmall",
     "StochasticAugmenter",
+    "adjust_color",
     "adversarial_step",
     "affine_grid",
     "affine_matrix",

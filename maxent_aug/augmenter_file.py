@@ -14,6 +14,7 @@ from flax import traverse_util
 from jax import Array, export
 from jax.typing import ArrayLike
 
+from maxent_aug.color import ColorBounds
 from maxent_aug.models import StochasticAugmenter
 from maxent_aug.run_folder import write_atomically, write_json
 from maxent_aug.spatial import AffineBounds
@@ -25,6 +26,7 @@ PLATFORMS = ("cpu", "cuda", "tpu")  # of an exported program
 _ODD = (RuntimeError, MemoryError, ArithmeticError)
 FIELDS = (
     "bounds",
+    "color",
     "interpolation",
     "padding_mode",
     "start_width",
@@ -52,9 +54,14 @@ def save_augmenter(
       module, params: the network and its weights.
       mean, sd: [C] of images / 255, which it was trained with; see `steps.normalize`.
       image_shape: (H, W, C) of the images that it was trained on.
+
+    Raises:
+      ValueError: on weights that are not the module's or not finite, or another mean or sd.
     """
+    image_shape = tuple(map(int, image_shape))
+    _check(module, params, np.asarray(mean), np.asarray(sd), image_shape)
     about = {name: getattr(module, name) for name in FIELDS}
-    about |= {"format": FORMAT, "image_shape": list(image_shape)}
+    about |= {"format": FORMAT, "image_shape": image_shape}
     arrays: dict[str, Any] = traverse_util.flatten_dict(jax.device_get(params), sep="/")
     content = io.BytesIO()
     np.savez(content, about=json.dumps(about), mean=mean, sd=sd, **arrays)
@@ -87,7 +94,7 @@ def load_augmenter(
     if share is not None:
         if not 0 < share <= 1:
             raise ValueError(f"share must be above 0, at most 1, got {share}")
-        loaded = loaded._replace(module=loaded.module.clone(share=share))
+        loaded = loaded._replace(module=loaded.module.clone(share=float(share)))
 
     @jax.jit
     def augment(
@@ -210,6 +217,11 @@ def _description(loaded: _Loaded) -> dict[str, Any]:
             "units": "tx, ty: 2 is the full width; rotation: radians; the others: as they are",
             **module.bounds._asdict(),
         },
+        "color_bounds": module.color
+        and {
+            "units": "brightness: sd of normalised images; hue: radians; the others: as they are",
+            **module.color._asdict(),
+        },
         "interpolation": module.interpolation,
         "padding_mode": module.padding_mode,
         "share_transformed": module.share,
@@ -233,16 +245,26 @@ def _read(path: Path) -> _Loaded:
             raise ValueError("another format")
         shape = tuple(about.pop("image_shape"))
         mean, sd = (jnp.asarray(arrays.pop(name)) for name in ("mean", "sd"))
-        module = StochasticAugmenter(**about | {"bounds": AffineBounds(*about["bounds"])})
+        color = about.get("color")  # older files have none
+        bounds = {"bounds": AffineBounds(*about["bounds"]), "color": color and ColorBounds(*color)}
+        module = StochasticAugmenter(**about | bounds)
         params = traverse_util.unflatten_dict(arrays, sep="/")
-        _check(module, params, shape)
+        _check(module, params, mean, sd, shape)
     except (ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, *_ODD):
         raise ValueError(f"{path} is not an augmenter's file, or is damaged") from None
     return _Loaded(module, params, mean, sd, shape)
 
 
-def _check(module: StochasticAugmenter, params: Any, shape: tuple[int, ...]) -> None:
-    """Raises ValueError unless the weights are those of the network."""
+def _check(
+    module: StochasticAugmenter, params: Any, mean: Any, sd: Any, shape: tuple[int, ...]
+) -> None:
+    """Raises ValueError unless the weights are those of the network, and all numbers sound."""
+    for name, value in (("mean", mean), ("sd", sd)):
+        if value.shape not in ((), (1,), shape[-1:]):
+            raise ValueError(f"{name} must be [{shape[-1]}], one number a channel")
+    finite = all(np.isfinite(x).all() for x in jax.tree.leaves((params, mean, sd)))
+    if not finite or (sd <= 0).any():
+        raise ValueError("weights, mean and sd must be finite, sd above 0")
     key = jax.eval_shape(jax.random.key, 0)
     image = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
     wanted = jax.eval_shape(module.init, key, image, key)["params"]

@@ -76,21 +76,27 @@ def save(manager: ocp.CheckpointManager, step: int, tree: Any) -> None:
 
 
 def restore_newest(manager: ocp.CheckpointManager, like: Any) -> tuple[int, Any] | None:
-    """Reads the newest checkpoint that is whole; logs and removes the damaged ones after it.
+    """Reads the newest checkpoint that is whole; logs and removes those after it.
 
     Args:
       manager: of the folder.
       like: a pytree of arrays or ShapeDtypeStructs with the wanted structure.
 
     Returns:
-      (step, tree of NumPy arrays), or None if the folder holds no checkpoint.
+      (step, tree of NumPy arrays), or None if the folder holds no checkpoint that was finished.
 
     Raises:
       CheckpointError: if it holds some and none can be read, or the newest has another structure;
-        nothing is removed then.
+        no finished one is removed then.
     """
     folder = Path(manager.directory)
     steps = saved_steps(folder)
+    if steps and not (folder / str(steps[0]) / DIGESTS).exists():
+        # A kill came between the arrays and their digests.
+        unfinished = folder / str(steps.pop(0))
+        logger.warning("checkpoint %s was not finished, removed", unfinished)
+        shutil.rmtree(unfinished)
+        manager.reload()
     for position, step in enumerate(steps):
         # Before orbax opens it: what a damaged file raises there has nearly any type.
         damage = _damage(folder / str(step))

@@ -249,6 +249,10 @@ class MatchingAugmenter:
         low=0,
         high=50,
     )
+    color: bool = _field(
+        False,
+        "change brightness, contrast, saturation and hue, too, of images of three channels",
+    )
     interpolation: str = _field(
         "bicubic",
         "between the pixels of what is transformed; bilinear blurs more",

@@ -23,7 +23,7 @@ MOST_SCALE = 1e3
 MOST_CONDITION = 1e5
 
 
-# Of `AffineBounds`, in words.
+# Of `AffineBounds`, and of `ColorBounds`, in words.
 COORDINATES = (
     ("tx", "shift to the side"),
     ("ty", "shift up or down"),
@@ -31,6 +31,10 @@ COORDINATES = (
     ("log_scale", "scale"),
     ("log_aspect", "aspect"),
     ("shear", "shear"),
+    ("brightness", "brightness"),
+    ("log_contrast", "contrast"),
+    ("log_saturation", "saturation"),
+    ("hue", "hue"),
 )
 
 
@@ -189,14 +193,15 @@ def boxes(half_width: Array) -> dict[str, Array]:
     images have the same box.
 
     Args:
-      half_width: [N, 6], shares of the bounds.
+      half_width: [N, 6], or with colours [N, 10], shares of the bounds.
 
     Returns:
-      Scalars: half_width_NAME for each coordinate of `AffineBounds`, a mean, and spread_between:
-      root mean square, over images and coordinates, of the distance to these means.
+      Scalars: half_width_NAME for each coordinate of `AffineBounds` and `ColorBounds`, a mean, and
+      spread_between: root mean square, over images and coordinates, of the distance to these means.
     """
     means = half_width.mean(0)
-    found = {f"half_width_{n}": w for n, w in zip(AffineBounds._fields, means, strict=True)}
+    names = [name for name, _ in COORDINATES][: len(means)]
+    found = {f"half_width_{name}": mean for name, mean in zip(names, means, strict=True)}
     return found | {"spread_between": jnp.sqrt(jnp.mean(jnp.square(half_width - means)))}
 
 

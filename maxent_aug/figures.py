@@ -276,10 +276,11 @@ def half_widths(records: Iterable[Record]) -> Figure:
     records = [r for r in records if "half_width_tx" in r and r["phase"] == "joint"]
     figure = _figure(4.2)
     axes = figure.subplots()
-    colours = (*COLOURS.values(), *OTHER_COLOURS)
-    for (name, label), colour in zip(COORDINATES, colours, strict=False):
-        points = [(r["epoch"], r[f"half_width_{name}"]) for r in records]
-        _draw_curve(axes, points, color=colour, label=label)
+    colours = (*COLOURS.values(), *OTHER_COLOURS, "#8C564B", "#999999", "#5E3C99")
+    for (name, label), colour in zip(COORDINATES, colours, strict=True):
+        key = f"half_width_{name}"
+        if points := [(r["epoch"], r[key]) for r in records if key in r]:
+            _draw_curve(axes, points, color=colour, label=label)
     _tidy(axes, "epoch", "half-width, share of the bound")
     axes.set_ylim(0, 1)
     axes.set_title("Half-widths of the boxes that transforms are drawn from", fontsize=12)
@@ -420,7 +421,7 @@ def _put_image(figure: Figure, image: np.ndarray, x: int, y: int, shown: tuple[i
     axes.set_axis_off()
     # Grey as three equal channels: a colour map would round some levels.
     axes.imshow(
-        np.broadcast_to(image, (*image.shape[:2], 3)),
+        image if image.shape[2] > 1 else np.broadcast_to(image, (*image.shape[:2], 3)),
         aspect="auto",
         interpolation="nearest" if shown[1] >= image.shape[1] else "antialiased",
     )

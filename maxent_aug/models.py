@@ -14,6 +14,7 @@ import numpy as np
 from flax import linen as nn
 from jax import Array
 
+from maxent_aug.color import ColorBounds, adjust_color
 from maxent_aug.spatial import (
     WIDE_BOUNDS,
     AffineBounds,
@@ -207,10 +208,10 @@ class Augmenter(nn.Module):
 class Box(NamedTuple):
     """What a `StochasticAugmenter` has learned for each image.
 
-    half_width is [B, 6] shares of the bounds. log_volume is [B], summed over the coordinates:
-    log((half_width - least_width) / (1 - least_width)). edge is [B] a cost, 0 far from the bounds,
-    that grows towards the largest widths with a gradient that does not vanish, where all other
-    gradients do.
+    half_width is [B, 6] shares of the bounds, with colours [B, 10]. log_volume is [B], summed over
+    the coordinates: log((half_width - least_width) / (1 - least_width)). edge is [B] a cost, 0 far
+    from the bounds, that grows towards the largest widths with a gradient that does not vanish,
+    where all other gradients do.
     """
 
     half_width: Array
@@ -221,17 +222,21 @@ class Box(NamedTuple):
 class StochasticAugmenter(nn.Module):
     """Learns for each image a box of affine transforms about the identity, and draws one from it.
 
+    And, if it is to, of changes of colour.
+
     The box depends on the image's uncertainty, h = H / log2 m in [0, 1], to a classifier: what an
     image can bear is seen in how certain the classifier is of it, hardly in its pixels.
 
-    The six coordinates of the transform are bounds * half_width * r, r uniform in [-1, 1];
-    half_width is at most 1, so that no bound is ever passed, and at least `least_width`, so that
-    the transform cannot become a constant. The draw is differentiable in it (Kingma and Welling
-    2014, the reparametrisation). A narrower box always leads back to the image as it is: one with a
-    centre of its own may shrink far away from it.
+    The coordinates of the transform, six and four of colour, are bounds * half_width * r, r uniform
+    in [-1, 1]; half_width is at most 1, so that no bound is ever passed, and at least
+    `least_width`, so that the transform cannot become a constant. The draw is differentiable in it
+    (Kingma and Welling 2014, the reparametrisation). A narrower box always leads back to the image
+    as it is: one with a centre of its own may shrink far away from it.
 
     Attributes:
-      bounds: of the coordinates.
+      bounds: of the six coordinates.
+      color: bounds of the four of colour, which take images of three channels; None leaves colours
+        as they are.
       interpolation, padding_mode: mode and padding_mode of `grid_sample`. What is blurred, or has
         empty corners, costs certainty that its transform alone would not.
       start_width: half_width of every coordinate of a new augmenter, between least_width and 1.
@@ -244,6 +249,7 @@ class StochasticAugmenter(nn.Module):
     """
 
     bounds: AffineBounds = WIDE_BOUNDS
+    color: ColorBounds | None = None
     interpolation: str = "bicubic"
     padding_mode: str = "reflection"
     start_width: float = 0.5
@@ -259,7 +265,8 @@ class StochasticAugmenter(nn.Module):
         odds = jnp.log(start / (1 - start))
         zeros, bias = nn.initializers.zeros, nn.initializers.constant(odds)
         self.hidden_layer = nn.Dense(self.hidden, kernel_init=fan_out_normal)
-        self.output_layer = nn.Dense(6, kernel_init=zeros, bias_init=bias)
+        outputs = len(self.bounds) + len(self.color or ())
+        self.output_layer = nn.Dense(outputs, kernel_init=zeros, bias_init=bias)
         if self.is_initializing():  # what `matching_step` remembers
             for name in ("augmented", "unseen"):
                 self.variable("batch_stats", name, jnp.zeros, ())
@@ -274,10 +281,12 @@ class StochasticAugmenter(nn.Module):
         log_volume, edge = nn.log_sigmoid(raw), nn.softplus(raw) / 20
         return Box(half_width, log_volume.sum(-1), edge.sum(-1))
 
-    def draw(self, box: Box, key: Array) -> Array:
-        """theta [B, 2, 3] drawn from each image's box."""
+    def draw(self, box: Box, key: Array) -> tuple[Array, Array | None]:
+        """theta [B, 2, 3], and color [B, 4] of `adjust_color`, drawn from each image's box."""
         place = jax.random.uniform(key, box.half_width.shape, minval=-1.0)
-        return bounded_affine(box.half_width * place, self.bounds)
+        shares = box.half_width * place
+        color = None if self.color is None else shares[:, 6:] * jnp.array(self.color)
+        return bounded_affine(shares[:, :6], self.bounds), color
 
     def partition(self, count: int) -> tuple[int, int]:
         """(groups, number): how many images are transformed, of so many in random order.
@@ -301,13 +310,12 @@ class StochasticAugmenter(nn.Module):
         """
         draw_key, chosen_key, shift_key = jax.random.split(key, 3)
         if chosen is None:
-            chosen = jax.random.bernoulli(chosen_key, self.share, images.shape[:1])
-        theta = jnp.where(
-            chosen[:, None, None],
-            self.draw(self._boxes(images, uncertainty), draw_key),
-            self._shift(images, shift_key),
-        )
-        return self._warp(images, theta), theta
+            chosen = jax.random.bernoulli(chosen_key, float(self.share), images.shape[:1])
+        theta, color = self.draw(self._boxes(images, uncertainty), draw_key)
+        theta = jnp.where(chosen[:, None, None], theta, self._shift(images, shift_key))
+        if color is not None:
+            color = jnp.where(chosen[:, None], color, 0)
+        return self._change(images, theta, color), theta
 
     def transform(
         self, images: Array, key: Array, uncertainty: Array | None = None
@@ -318,16 +326,18 @@ class StochasticAugmenter(nn.Module):
 
     def apply_box(self, images: Array, box: Box, key: Array) -> tuple[Array, Array]:
         """(augmented, theta) drawn from given boxes, every image transformed."""
-        theta = self.draw(box, key)
-        return self._warp(images, theta), theta
+        theta, color = self.draw(box, key)
+        return self._change(images, theta, color), theta
 
     def _boxes(self, images: Array, uncertainty: Array | None) -> Box:
         if uncertainty is None:
             uncertainty = jnp.full(images.shape[:1], self.uncertainty)
         return self.box(uncertainty)
 
-    def _warp(self, images: Array, theta: Array) -> Array:
-        return warp_affine(images, theta, mode=self.interpolation, padding_mode=self.padding_mode)
+    def _change(self, images: Array, theta: Array, color: Array | None) -> Array:
+        mode, padding_mode = self.interpolation, self.padding_mode
+        warped = warp_affine(images, theta, mode=mode, padding_mode=padding_mode)
+        return warped if color is None else adjust_color(warped, color)
 
     def _shift(self, images: Array, key: Array) -> Array:
         """theta [B, 2, 3] of a shift by whole pixels."""

@@ -14,6 +14,7 @@ from flax import linen as nn
 from jax import Array
 
 from maxent_aug import models, programs, steps
+from maxent_aug.color import ColorBounds
 from maxent_aug.config import (
     Ablation,
     ActiveLearning,
@@ -236,6 +237,7 @@ def make_augmenter(config: MatchingAugmenter, bounds: Bounds) -> models.Stochast
     """The network that the configuration describes."""
     return models.StochasticAugmenter(
         bounds=affine_bounds(bounds),
+        color=ColorBounds() if config.color else None,
         interpolation=config.interpolation,
         padding_mode=config.padding_mode,
         start_width=config.start_width,

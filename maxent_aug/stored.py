@@ -60,6 +60,10 @@ class StoredImages:
         except (ValueError, RuntimeError, IndexError, DecodeError) as error:
             raise OSError(f"{self.folder}, split {self.split}: {one_line(error)}") from error
 
+    def read(self) -> np.ndarray:
+        """All of them, decoded. Raises OSError as for one."""
+        return np.stack([self[index] for index in range(len(self))])
+
     @cached_property
     def _source(self) -> Any:
         return open_source(self.folder, self.split)

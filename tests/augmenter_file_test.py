@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from experiments import export
-from maxent_aug import StochasticAugmenter, load_augmenter, save_augmenter
+from maxent_aug import ColorBounds, StochasticAugmenter, load_augmenter, save_augmenter
 from maxent_aug.spatial import AffineBounds
 from maxent_aug.steps import denormalize, normalize
 
@@ -67,6 +67,35 @@ def test_a_loaded_augmenter_takes_uncertainties(trained, path):
         augment(KEY, images, uncertainty[:5])
 
 
+def test_colours_are_kept(tmp_path):
+    module = StochasticAugmenter(color=ColorBounds(hue=3.0), share=1.0, start_width=0.9)
+    params = jax.jit(module.init)(jax.random.key(0), np.zeros((1, *SHAPE)), KEY)["params"]
+    path, about = tmp_path / "augmenter.npz", {"mean": MEAN, "sd": SD}
+    save_augmenter(path, module, params, image_shape=np.array(SHAPE), **about)
+    images = np.random.default_rng(0).integers(0, 256, (6, *SHAPE), np.uint8)
+    expected, _ = module.apply({"params": params}, normalize(images, MEAN, SD), KEY)
+    loaded = load_augmenter(path)(KEY, images)[0].astype(np.float32)
+    assert np.abs(loaded - np.asarray(denormalize(expected, MEAN, SD), np.float32)).max() <= 1
+    with pytest.raises(ValueError, match="floating point"):
+        save_augmenter(path, module, params, image_shape=(8, 10, 1), mean=0.5, sd=0.2)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"mean": MEAN[:2]}, "mean must be"),
+        ({"sd": np.ones((3, 1))}, "sd must be"),
+        ({"mean": MEAN * np.nan}, "must be finite"),
+        ({"sd": SD * 0}, "sd above 0"),
+    ],
+)
+def test_numbers_that_are_not_sound_are_refused(trained, tmp_path, wrong, words):
+    about = {"mean": MEAN, "sd": SD, "image_shape": SHAPE}
+    with pytest.raises(ValueError, match=words):
+        save_augmenter(tmp_path / "augmenter.npz", *trained, **about | wrong)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_share_of_ones_own(path):
     images = np.random.default_rng(0).integers(0, 256, (200, *SHAPE)).astype(np.float32)
 
@@ -74,7 +103,7 @@ def test_a_share_of_ones_own(path):
         theta = load_augmenter(path, share=share)(KEY, images)[1]
         return np.any(np.abs(theta - np.eye(2, 3)) > 1e-6, axis=(1, 2)).mean()
 
-    assert transformed(1.0) == 1.0
+    assert transformed(1.0) == transformed(1) == 1.0
     assert transformed(None) == pytest.approx(0.7, abs=0.15)
     assert transformed(0.1) == pytest.approx(0.1, abs=0.1)
     for share in (0.0, -1, 1.01, float("nan")):

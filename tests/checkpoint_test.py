@@ -78,8 +78,11 @@ def test_each_file_of_the_newest_damaged_in_turn(saved, tmp_path, caplog, how):
         step, restored = restore(folder)
         assert step == 2, name
         chex.assert_trees_all_equal(restored, tree(2))
-        assert f"checkpoint {folder / '3'} is damaged, skipped: " in caplog.text
-        assert name.name in caplog.text
+        if how == "deleted" and name.name == checkpoint.DIGESTS:  # as a kill leaves it
+            assert f"checkpoint {folder / '3'} was not finished, removed" in caplog.text
+        else:
+            assert f"checkpoint {folder / '3'} is damaged, skipped: " in caplog.text
+            assert name.name in caplog.text
         assert caplog.text.count("\n") == 1
         assert checkpoint.saved_steps(folder) == [2]
 
@@ -111,7 +114,16 @@ def test_arrays_of_another_checkpoint_are_found(folder, caplog):
 def test_a_kill_before_the_list_of_digests_costs_one_checkpoint(folder, caplog):
     (folder / "3" / checkpoint.DIGESTS).unlink()
     assert restore(folder)[0] == 2
-    assert "it has no readable sha256.json" in caplog.text
+    assert "3 was not finished, removed" in caplog.text
+
+
+def test_a_kill_before_those_of_the_first_checkpoint_costs_that(folder):
+    shutil.rmtree(folder / "2")
+    (folder / "3" / checkpoint.DIGESTS).unlink()
+    with checkpoint.open_manager(folder) as manager:
+        assert checkpoint.restore_newest(manager, tree(0)) is None
+        checkpoint.save(manager, 3, tree(30))
+    assert restore(folder)[0] == 3
 
 
 def test_all_bad_refuses_and_removes_nothing(folder):

@@ -10,6 +10,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 from absl import app, flags
 from absl.testing import flagsaver
@@ -225,6 +226,7 @@ def test_every_field_of_every_experiment_refuses(refused, experiment):
         *[(e, f"--config.learned.unseen={v}") for e in ("learn", "compare") for v in (0, 0.6, 1)],
         *[(e, f"--config.learned.share={v}") for e in ("learn", "compare") for v in (0, 1.1)],
         *[(e, "--config.epochs.train=1") for e in ("learn", "compare")],
+        *[(e, "--config.learned.color=true") for e in ("learn", "compare")],  # digits are grey
         *[("ablation", f"--config.factors.draws={d}") for d in ("stochastic,stochastic", "both")],
         *[(e, f"--config.batch_size={HUGE}") for e in OTHERS],
         *[(e, "--config.data.train_examples=1438") for e in OTHERS],
@@ -475,3 +477,31 @@ def test_a_device_that_is_not_there_is_named(tmp_path, monkeypatch, name):
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"error: JAX_PLATFORMS={name}: ")
     assert done.stderr.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
+def test_policies_that_do_not_take_the_images_are_named():
+    images = data.Dataset(np.zeros((2, 4, 4, 4), np.uint8), np.zeros(2, np.int32), ("a", "b"))
+    cli.check_channels("--policies", ["flip", "cutout"], images)
+    with pytest.raises(cli.UsageError, match=r"--policies: rand_augment takes .* 1 or 3 channels"):
+        cli.check_channels("--policies", ["flip", "rand_augment"], images)
+
+
+def test_one_image_is_too_few_to_keep_some_unseen(monkeypatch):
+    one = data.Dataset(np.zeros((1, 4, 4, 1), np.uint8), np.zeros(1, np.int32), ("a", "b"))
+    monkeypatch.setattr(data, "load", lambda *_, **__: one)
+    monkeypatch.setattr(cli.jax, "device_count", lambda: 1)
+    chosen = dataclasses.replace(config.LEARNING_PRESETS["quick"], batch_size=1)
+    with pytest.raises(cli.UsageError, match="has 1 training image, 2 are needed"):
+        cli._load_data(chosen, None, None)
+
+
+def test_a_figure_is_written_whole_or_not_at_all(tmp_path):
+    class Figure:
+        def savefig(self, file):
+            file.write(b"half of a PNG")
+            raise KeyboardInterrupt
+
+    path = tmp_path / "figures" / "row.png"
+    with pytest.raises(KeyboardInterrupt):
+        cli.save_figure(path, Figure())
+    assert not list(path.parent.iterdir())

@@ -11,7 +11,7 @@ import pytest
 import small_run
 
 from experiments import cli, learn
-from maxent_aug import load_augmenter, metrics, phases, programs, train
+from maxent_aug import ColorBounds, load_augmenter, metrics, phases, programs, train
 from maxent_aug.config import Bounds, Learning, LearningEpochs, MatchingAugmenter
 from maxent_aug.spatial import WIDE_BOUNDS, decompose_affine
 
@@ -90,6 +90,25 @@ def test_the_file_is_the_augmenter_of_the_run_with_the_bounds_asked_for(go, tmp_
         np.testing.assert_allclose(parts[name], np.zeros_like(parts[name]), atol=1e-5)
     last = metrics.read(tmp_path / "metrics.jsonl")[-1]
     assert 0.02 < last["half_width_shear"] < 1
+
+
+def test_colours_are_learned_and_kept_in_the_file(go, tmp_path, monkeypatch, capsys):
+    sets = [
+        dataclasses.replace(each, images=np.repeat(each.images, 3, axis=-1))
+        for each in cli.load_data()
+    ]
+    monkeypatch.setattr(cli, "load_data", lambda *_: sets)
+    learned = dataclasses.replace(CONFIG.learned, color=True)
+    result = go(tmp_path, config=dataclasses.replace(CONFIG, learned=learned))
+    printed, last = capsys.readouterr().out, metrics.read(tmp_path / "metrics.jsonl")[-1]
+    for name in ColorBounds._fields:
+        assert result["collapse"]["learned"][f"half_width_{name}"] == last[f"half_width_{name}"]
+        assert name in printed
+    assert "half-width of the box, saturation" in (tmp_path / "report.html").read_text()
+    images = sets[1].images
+    augmented, _ = load_augmenter(tmp_path / "augmenter.npz")(jax.random.key(1), images)
+    middles = [x.astype(np.float32).mean((1, 2, 3)) for x in (images, np.asarray(augmented))]
+    assert np.ptp(middles[1] - middles[0]) > 10  # brighter and darker, grey as they are
 
 
 def test_an_unknown_policy_is_named():

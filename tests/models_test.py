@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maxent_aug import models
+from maxent_aug import ColorBounds, adjust_color, models
 from maxent_aug.spatial import WIDE_BOUNDS, decompose_affine, warp_affine
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -144,6 +144,26 @@ def test_a_new_stochastic_augmenter_draws_from_its_start_width(start):
     assert np.abs(np.corrcoef(drawn.T) - np.eye(6)).max() < 0.35
     sampler = {"mode": "bicubic", "padding_mode": "reflection"}
     np.testing.assert_allclose(augmented, warp_affine(images, theta, **sampler), atol=1e-5)
+
+
+def test_a_stochastic_augmenter_changes_colours_within_its_boxes():
+    module = models.StochasticAugmenter(color=ColorBounds(), start_width=0.5, others_shift=0.25)
+    images = jax.random.normal(jax.random.key(0), (200, 8, 8, 3))
+    variables = jax.jit(module.init)(jax.random.key(1), images, jax.random.key(2))
+    box = module.apply(variables, UNCERTAINTY, method="box")
+    np.testing.assert_allclose(box.half_width, np.full((200, 10), 0.5), rtol=1e-5)
+    theta, color = module.apply(variables, box, jax.random.key(3), method="draw")
+    drawn = np.abs(color) / np.array(ColorBounds())
+    assert np.all(drawn <= 0.5 + 1e-6) and np.all(drawn.max(0) > 0.45)
+    augmented, theta, _ = module.apply(variables, images, jax.random.key(3), method="transform")
+    warped = warp_affine(images, theta, mode="bicubic", padding_mode="reflection")
+    np.testing.assert_allclose(augmented, adjust_color(warped, color), atol=1e-4)
+    # Images that are not chosen keep their colours.
+    chosen = np.arange(200) % 4 == 0
+    augmented, theta = module.apply(variables, images, jax.random.key(3), chosen=chosen)
+    warped = warp_affine(images, theta, mode="bicubic", padding_mode="reflection")
+    same = np.isclose(augmented, warped, atol=1e-4).all((1, 2, 3))
+    np.testing.assert_array_equal(same, ~chosen)
 
 
 @pytest.mark.parametrize("seed", range(3))

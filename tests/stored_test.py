@@ -92,6 +92,15 @@ def test_a_run_rotates_all_its_pictures_and_does_not_stream_them(folder, monkeyp
         data.rotate(data.load("digits", "train", folder, most_bytes=0), 90.0)
 
 
+def test_what_is_held_out_of_a_stream_is_read(sets):
+    config = dataclasses.replace(PRESETS["quick"], data=Data("digits", held_out=12))
+    (resident, held), (streamed, read) = (cli.choose(*pair, config, seed=0) for pair in sets)
+    assert type(streamed.images) is stored.StoredImages and len(streamed.images) > 0
+    np.testing.assert_array_equal(streamed.labels, resident.labels)
+    np.testing.assert_array_equal(read.images, held.images)
+    np.testing.assert_array_equal(read.labels, held.labels)
+
+
 def test_a_stored_image_is_the_resident_one(sets):
     (resident, _), (on_disk, _) = sets
     assert on_disk.images.shape == resident.images.shape
