@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.test_util import check_grads
 
@@ -15,6 +15,7 @@ IMAGES = np.random.default_rng(0).normal(0.3, 1, (5, 6, 7, 3)).astype(np.float32
 COLOR = np.random.default_rng(1).uniform(-1, 1, (5, 4)).astype(np.float32)
 NAMES = ColorBounds._fields
 adjust = jax.jit(adjust_color)
+few = settings(max_examples=25, deadline=None)
 
 
 def only(**coordinates):
@@ -29,26 +30,30 @@ def test_zero_changes_nothing():
     np.testing.assert_allclose(adjust(IMAGES, only()), IMAGES, atol=1e-6)
 
 
+@few
 @given(st.sampled_from(NAMES), st.floats(-2, 2))
 def test_the_opposite_undoes(name, value):
     there = adjust(IMAGES, only(**{name: value}))
     np.testing.assert_allclose(adjust(there, only(**{name: -value})), IMAGES, atol=1e-4)
 
 
+@few
 @given(st.floats(-2, 2))
 def test_brightness_is_added(value):
     np.testing.assert_allclose(adjust(IMAGES, only(brightness=value)), IMAGES + value, atol=1e-5)
 
 
+@few
 @given(st.floats(-2, 2))
 def test_contrast_scales_the_grey_about_its_mean_and_leaves_the_colour(value):
     changed = adjust(IMAGES, only(log_contrast=value))
     middle = grey(IMAGES).mean((1, 2), keepdims=True)
     expected = middle + np.exp(value) * (grey(IMAGES) - middle)
-    np.testing.assert_allclose(grey(changed), expected, rtol=1e-4, atol=1e-3)
-    np.testing.assert_allclose(changed - grey(changed), IMAGES - grey(IMAGES), atol=1e-3)
+    np.testing.assert_allclose(grey(changed), expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(changed - grey(changed), IMAGES - grey(IMAGES), atol=1e-4)
 
 
+@few
 @given(st.floats(-2, 2))
 def test_saturation_scales_the_colour_and_leaves_the_grey(value):
     changed = adjust(IMAGES, only(log_saturation=value))
@@ -64,6 +69,7 @@ def test_a_third_of_a_turn_of_the_hue_moves_the_channels_on():
     np.testing.assert_allclose(third, np.roll(IMAGES, -1, axis=-1), atol=1e-5)
 
 
+@few
 @given(st.floats(-np.pi, np.pi), st.floats(-np.pi, np.pi))
 def test_hues_add_up_and_keep_grey_and_saturation(first, second):
     changed = adjust(adjust(IMAGES, only(hue=first)), only(hue=second))
