@@ -48,12 +48,13 @@ def adjust_color(images: ArrayLike, color: ArrayLike) -> Array:
         raise ValueError(f"color must be [..., 4], got {color.shape}")
     dtype = jnp.promote_types(jnp.promote_types(images.dtype, color.dtype), jnp.float32)
     images = images.astype(dtype)
-    coordinates = jnp.moveaxis(color.astype(dtype), -1, 0)[..., None, None, None]
+    coordinates = (color.astype(dtype)[..., i, None, None, None] for i in range(4))
     brightness, log_contrast, log_saturation, hue = coordinates
     grey = images.mean(-1, keepdims=True)
     middle = grey.mean((-3, -2), keepdims=True)
-    red, green, blue = jnp.split(images - grey, 3, -1)
+    chroma = images - grey
+    red, green, blue = jnp.split(chroma, 3, -1)
     quarter = jnp.concatenate([green - blue, blue - red, red - green], -1) / np.sqrt(3)
-    turned = (images - grey) * jnp.cos(hue) + quarter * jnp.sin(hue)
-    contrasted = middle + jnp.exp(log_contrast) * (grey - middle)
-    return brightness + contrasted + jnp.exp(log_saturation) * turned
+    turned = chroma * jnp.cos(hue) + quarter * jnp.sin(hue)
+    contrasted = jnp.exp(log_contrast) * (grey - middle)
+    return brightness + middle + contrasted + jnp.exp(log_saturation) * turned
