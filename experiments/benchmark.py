@@ -51,6 +51,7 @@ POLICIES: dict[str, Callable[..., Any]] = {
     "flip_crop": policies.flip_crop,
     "random_affine": policies.random_affine,
     "cutout": policies.cutout,
+    "color_jitter": policies.color_jitter,
     "mixup": lambda key, images: policies.mixup(
         key, images, jnp.arange(len(images)) % 10, num_classes=10
     ),

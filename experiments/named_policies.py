@@ -15,11 +15,18 @@ IMAGE_POLICIES = {
     "flip_crop": policies.flip_crop,
     "flip_crop_reflect": partial(policies.flip_crop, padding_mode="reflect"),
     "cutout": policies.cutout,
+    "color_jitter": policies.color_jitter,
     "rand_augment": policies.rand_augment,
     "trivial_augment": policies.trivial_augment,
     "auto_augment": policies.auto_augment,
 }
-COLOR_POLICIES = {"rand_augment", "trivial_augment", "auto_augment", "entropy_magnitude"}
+COLOR_POLICIES = {
+    "color_jitter",
+    "rand_augment",
+    "trivial_augment",
+    "auto_augment",
+    "entropy_magnitude",
+}
 MIXING_POLICIES = {"mixup": policies.mixup, "cutmix": policies.cutmix}
 AFFINE = ("random_affine", "half_affine")  # within bounds
 NAMES = (*IMAGE_POLICIES, *AFFINE, *MIXING_POLICIES, "entropy_magnitude")

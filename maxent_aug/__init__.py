@@ -8,8 +8,8 @@ Changes of colour (`maxent_aug.color`)
 Losses (`maxent_aug.losses`)
     entropy, uncertainty, max_entropy_loss, discriminator_loss, generator_loss, cross_entropy
 Fixed augmentations (`maxent_aug.policies`)
-    identity, flip, flip_crop, random_affine, cutout, mixup, cutmix, rand_augment, trivial_augment,
-    auto_augment, entropy_magnitude, entropy_strength, compose, either, with_labels
+    identity, flip, flip_crop, random_affine, cutout, color_jitter, mixup, cutmix, rand_augment,
+    trivial_augment, auto_augment, entropy_magnitude, entropy_strength, compose, either, with_labels
 Their operations, as in Pillow (`maxent_aug.operations`)
     OPERATIONS, apply_operations
 Networks (`maxent_aug.models`)
@@ -49,6 +49,7 @@ from maxent_aug.models import (
 from maxent_aug.operations import OPERATIONS, apply_operations
 from maxent_aug.policies import (
     auto_augment,
+    color_jitter,
     compose,
     cutmix,
     cutout,
@@ -97,6 +98,7 @@ __all__ = [
     "bounded_affine",
     "boxes",
     "collapse",
+    "color_jitter",
     "compose",
     "create_model_state",
     "cross_entropy",

@@ -196,6 +196,49 @@ def random_affine(
     return in_dtype(jnp.clip(warped, 0, 255), images.dtype)
 
 
+def color_jitter(
+    key: Array,
+    images: ArrayLike,
+    *,
+    brightness: float = 0.4,
+    contrast: float = 0.4,
+    saturation: float = 0.4,
+) -> Array:
+    """Brightness, contrast and saturation by random factors, in an order random for each image.
+
+    torchvision's ColorJitter, without a change of hue.
+
+    Args:
+      key: a jax.random.key.
+      images: [B, H, W, 1 or 3], uint8 or float32, rounded to whole levels first.
+      brightness, contrast, saturation: factors are uniform in 1 - this to 1 + this; in [0, 1].
+
+    Returns:
+      [B, H, W, C] in the images' dtype, whole levels.
+
+    Raises:
+      ValueError: on other images or numbers.
+    """
+    images = check_images(images, (1, 3))
+    drawn = draw_color_jitter(key, len(images), (brightness, contrast, saturation))
+    return apply_operations(images, *drawn)
+
+
+def draw_color_jitter(
+    key: Array, count: int, most: tuple[float, float, float]
+) -> tuple[Array, Array]:
+    """operation and magnitude [3, count] of `color_jitter`."""
+    if not all(0 <= number <= 1 for number in most):
+        raise ValueError(f"brightness, contrast and saturation must lie in [0, 1], got {most}")
+    names = ("brightness", "contrast", "color")
+    operation = jnp.array([OPERATIONS.index(name) for name in names])
+    magnitude_key, order_key = jax.random.split(key)
+    magnitude = jax.random.uniform(magnitude_key, (3, count), minval=-1.0)
+    in_order = jnp.tile(jnp.arange(3)[:, None], count)
+    order = jax.random.permutation(order_key, in_order, axis=0, independent=True)
+    return operation[order], magnitude * jnp.array(most)[order]
+
+
 def cutout(key: Array, images: ArrayLike, *, size: int = 16, fill: ArrayLike = 0) -> Array:
     """A square of `fill` about a random pixel; it may stick out of the frame.
 

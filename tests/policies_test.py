@@ -22,6 +22,7 @@ IMAGE_POLICIES = {
     "random_affine": ma.random_affine,
     "either": ma.either(ma.flip, ma.random_affine),
     "cutout": partial(ma.cutout, size=5, fill=9),
+    "color_jitter": ma.color_jitter,
     "rand_augment": ma.rand_augment,
     "trivial_augment": ma.trivial_augment,
     "auto_augment": ma.auto_augment,
@@ -118,6 +119,21 @@ def test_flip_crop_cuts_every_window_as_often(mode, numpy_mode):
     found = (np.asarray(out)[:, None] == windows).all((2, 3, 4))
     assert (found.sum(1) == 1).all()
     assert_counts(found.sum(0), np.full(50, 1 / 50))
+
+
+def test_color_jitter_draws_each_factor_once_in_any_order():
+    most = (0.1, 0.4, 0.9)
+    operation, magnitude = map(np.asarray, policies.draw_color_jitter(KEY, MANY, most))
+    found, counts = np.unique(operation, axis=1, return_counts=True)
+    names = [ma.OPERATIONS.index(name) for name in ("brightness", "contrast", "color")]
+    assert found.shape == (3, 6) and np.all(sorted(names) == np.sort(found, axis=0).T)
+    assert_counts(counts, [1 / 6] * 6)
+    for name, limit in zip(names, most, strict=True):
+        drawn = magnitude[operation == name] / limit
+        assert np.all(np.abs(drawn) <= 1) and np.ptp(drawn) > 1.99
+        assert abs(drawn.mean()) < 5 / np.sqrt(3 * MANY)
+    unchanged = ma.color_jitter(KEY, images_of(), brightness=0, contrast=0, saturation=0)
+    np.testing.assert_array_equal(unchanged, images_of())
 
 
 def test_cutout_squares():
@@ -366,6 +382,7 @@ def test_compose_with_the_learned_augmenter():
         (lambda x: ma.random_affine(KEY, x, interpolation="cubic"), "bicubic.* got 'cubic'"),
         (lambda x: ma.cutout(KEY, x, size=0), "size must be at least 1, got 0"),
         (lambda x: ma.cutout(KEY, x, fill=(1, 2)), r"fill must be a number or \[3\]"),
+        (lambda x: ma.color_jitter(KEY, x, contrast=1.1), r"lie in \[0, 1\], got \(0.4, 1.1, 0.4"),
         (lambda x: ma.rand_augment(KEY, x, m=31), r"m in 0..30, got 2 and 31"),
         (lambda x: ma.rand_augment(KEY, x, n=-1), "n must be at least 0"),
         (lambda x: ma.mixup(KEY, x, np.zeros(24, int)), "num_classes is needed"),

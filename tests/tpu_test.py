@@ -131,6 +131,7 @@ def test_every_phase_lowers_for_a_tpu(make):
         ma.flip_crop,
         ma.random_affine,
         ma.cutout,
+        ma.color_jitter,
         ma.rand_augment,
         ma.trivial_augment,
         ma.auto_augment,
