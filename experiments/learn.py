@@ -6,7 +6,7 @@ lose hardly any certainty. In the last tenth of its training the classifier lear
 the augmenter frozen. Any tensorflow-datasets name or a folder of pictures will do. Run it
 again in the same folder to resume.
 
-  python -m experiments.learn --preset=quick    digits, a minute on a CPU
+  python -m experiments.learn --preset=quick    digits, about a minute on 2 cores
   python -m experiments.learn --config.data.name=folder --data_dir=PATH --config.data.image_size=64
 """
 
