@@ -235,8 +235,6 @@ class StochasticAugmenter(nn.Module):
 
     Attributes:
       bounds: of the six coordinates.
-      color: bounds of the four of colour, which take images of three channels; None leaves colours
-        as they are.
       interpolation, padding_mode: mode and padding_mode of `grid_sample`. What is blurred, or has
         empty corners, costs certainty that its transform alone would not.
       start_width: half_width of every coordinate of a new augmenter, between least_width and 1.
@@ -246,10 +244,11 @@ class StochasticAugmenter(nn.Module):
         a share of width and height; by whole pixels, and so without blur.
       uncertainty: assumed of images whose uncertainty is not given.
       hidden: units of the network from uncertainty to box.
+      color: bounds of the four coordinates of colour, which take images of three channels; None
+        leaves colours as they are.
     """
 
     bounds: AffineBounds = WIDE_BOUNDS
-    color: ColorBounds | None = None
     interpolation: str = "bicubic"
     padding_mode: str = "reflection"
     start_width: float = 0.5
@@ -258,6 +257,7 @@ class StochasticAugmenter(nn.Module):
     others_shift: float = 0.0
     uncertainty: float = 0.2
     hidden: int = 64
+    color: ColorBounds | None = None
 
     def setup(self) -> None:
         room = 1 - self.least_width
