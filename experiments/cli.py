@@ -14,7 +14,7 @@ import shlex
 import signal
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,6 @@ import jax
 import numpy as np
 from absl import app, flags, logging
 
-from experiments.named_policies import COLOR_POLICIES
 from maxent_aug import data, pictures, programs, train
 from maxent_aug.checkpoint import CheckpointError
 from maxent_aug.config import Training
@@ -426,6 +425,16 @@ def _load_data(
         )
     except (ValueError, OSError) as error:
         raise UsageError(f"--config.data.name={config.data.name}: {error}") from error
+    _check_sizes(config, train_set, test_set)
+    if config.data.rotated:
+        train_set, test_set = (
+            data.rotate(each, config.data.rotated) for each in (train_set, test_set)
+        )
+    return train_set, test_set
+
+
+def _check_sizes(config: Training, train_set: data.Dataset, test_set: data.Dataset) -> None:
+    """Raises UsageError unless the configuration goes with the images."""
     classes, available = len(train_set.class_names), len(train_set.images)
     asked = {"held_out": config.data.held_out, "train_examples": config.data.train_examples}
     for name, examples in asked.items():
@@ -440,7 +449,8 @@ def _load_data(
         raise UsageError(
             f"--config.batch_size={config.batch_size} is more than the {used} training images"
         )
-    if used < 2 and hasattr(config, "learned"):
+    learned = getattr(config, "learned", None)  # of the experiments that learn an augmenter
+    if learned and used < 2:
         raise UsageError(
             f"--config.data.name={config.data.name} has {used} training image, 2 are needed: what "
             "learns an augmenter keeps some unseen"
@@ -454,26 +464,11 @@ def _load_data(
             "--config.data.image_size"
         )
     channels = train_set.images.shape[-1]
-    if (learned := getattr(config, "learned", None)) and learned.color and channels != 3:
+    if learned and learned.color and channels != 3:
         raise UsageError(
             f"--config.learned.color=true takes images of 3 channels; those of "
             f"--config.data.name={config.data.name} have {channels}"
         )
-    if config.data.rotated:
-        train_set, test_set = (
-            data.rotate(each, config.data.rotated) for each in (train_set, test_set)
-        )
-    return train_set, test_set
-
-
-def check_channels(flag: str, names: Sequence[str], train_set: data.Dataset) -> None:
-    """Raises UsageError if a policy does not take the images."""
-    channels = train_set.images.shape[-1]
-    for name in names:
-        if name in COLOR_POLICIES and channels not in (1, 3):
-            raise UsageError(
-                f"{flag}: {name} takes images of 1 or 3 channels, these have {channels}"
-            )
 
 
 def chosen_examples(train_set: data.Dataset, config: Training) -> int:
@@ -510,8 +505,10 @@ def open_run(
     the first has the folder and the writer of metrics.
 
     Raises:
+      UsageError: if a policy does not take the images.
       RunFolderError: if the folder cannot hold the run, or holds one on other images.
     """
+    _check_policies(legs, train_set, settings.config.batch_size)
     identity = settings.identity | {"dataset": _fingerprint(train_set, test_set)}
     mesh = programs.make_mesh()
     progress, clock = Progress(), train.Clock(legs, settings.seeds)
@@ -528,6 +525,25 @@ def open_run(
             return train.Run(settings.config, settings.workdir, on_device, mesh, *shared)
 
         yield make_run
+
+
+def _check_policies(legs: tuple[Phase, ...], train_set: data.Dataset, batch_size: int) -> None:
+    """Raises UsageError if one does not take the images."""
+    classes = len(train_set.class_names)
+    inputs = (
+        jax.eval_shape(jax.random.key, 0),
+        jax.ShapeDtypeStruct((batch_size, *train_set.images.shape[1:]), np.uint8),
+        jax.ShapeDtypeStruct((batch_size,), np.int32),
+    )
+
+    def classify(images: jax.Array) -> jax.Array:
+        return jax.numpy.zeros((len(images), classes))
+
+    for policy, branch in {leg.policy: leg.branch for leg in legs}.items():
+        try:
+            jax.eval_shape(lambda *args, policy=policy: policy(*args, classify), *inputs)
+        except ValueError as error:
+            raise UsageError(f"the policy of {branch} does not take the images: {error}") from error
 
 
 def _fingerprint(train_set: data.Dataset, test_set: data.Dataset) -> dict[str, Any]:

@@ -52,7 +52,6 @@ def main(settings: cli.Settings) -> None:
     names = _check(POLICIES.value)
     config = settings.config
     train_set, test_set = cli.load_data(config, settings.data_dir)
-    cli.check_channels("--policies", "+".join(names).split("+"), train_set)
     examples = cli.chosen_examples(train_set, config)
     classes, bounds = len(train_set.class_names), phases.affine_bounds(config.bounds)
     rows = phases.comparison(

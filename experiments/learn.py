@@ -47,7 +47,6 @@ def main(settings: cli.Settings) -> None:
     config = settings.config
     names = _check(config.policy)
     train_set, test_set = cli.load_data(config, settings.data_dir)
-    cli.check_channels("--config.policy", names, train_set)
     classes, shape = len(train_set.class_names), train_set.images.shape[1:]
     examples = cli.chosen_examples(train_set, config)
     steps_per_epoch = examples // config.batch_size

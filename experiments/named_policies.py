@@ -20,13 +20,6 @@ IMAGE_POLICIES = {
     "trivial_augment": policies.trivial_augment,
     "auto_augment": policies.auto_augment,
 }
-COLOR_POLICIES = {
-    "color_jitter",
-    "rand_augment",
-    "trivial_augment",
-    "auto_augment",
-    "entropy_magnitude",
-}
 MIXING_POLICIES = {"mixup": policies.mixup, "cutmix": policies.cutmix}
 AFFINE = ("random_affine", "half_affine")  # within bounds
 NAMES = (*IMAGE_POLICIES, *AFFINE, *MIXING_POLICIES, "entropy_magnitude")

@@ -30,7 +30,6 @@ def main(settings: cli.Settings) -> None:
     config = settings.config
     names = _check(config)
     train_set, test_set = cli.load_data(config, settings.data_dir)
-    cli.check_channels("--config.policy", names, train_set)
     classes, shape = len(train_set.class_names), train_set.images.shape[1:]
     examples = cli.chosen_examples(train_set, config)
     trials = {f"trial-{i:02}": draw(config.bounds, i) for i in range(config.trials)}

@@ -94,7 +94,7 @@ def load_augmenter(
     if share is not None:
         if not 0 < share <= 1:
             raise ValueError(f"share must be above 0, at most 1, got {share}")
-        loaded = loaded._replace(module=loaded.module.clone(share=float(share)))
+        loaded = loaded._replace(module=loaded.module.clone(share=share))
 
     @jax.jit
     def augment(

@@ -222,8 +222,6 @@ class Box(NamedTuple):
 class StochasticAugmenter(nn.Module):
     """Learns for each image a box of affine transforms about the identity, and draws one from it.
 
-    And, if it is to, of changes of colour.
-
     The box depends on the image's uncertainty, h = H / log2 m in [0, 1], to a classifier: what an
     image can bear is seen in how certain the classifier is of it, hardly in its pixels.
 
@@ -244,7 +242,7 @@ class StochasticAugmenter(nn.Module):
         a share of width and height; by whole pixels, and so without blur.
       uncertainty: assumed of images whose uncertainty is not given.
       hidden: units of the network from uncertainty to box.
-      color: bounds of the four coordinates of colour, which take images of three channels; None
+      color: bounds of four coordinates more, of `adjust_color`, for images of three channels; None
         leaves colours as they are.
     """
 
@@ -285,8 +283,9 @@ class StochasticAugmenter(nn.Module):
         """theta [B, 2, 3], and color [B, 4] of `adjust_color`, drawn from each image's box."""
         place = jax.random.uniform(key, box.half_width.shape, minval=-1.0)
         shares = box.half_width * place
-        color = None if self.color is None else shares[:, 6:] * jnp.array(self.color)
-        return bounded_affine(shares[:, :6], self.bounds), color
+        affine, color = jnp.split(shares, [len(self.bounds)], axis=-1)
+        theta = bounded_affine(affine, self.bounds)
+        return theta, None if self.color is None else color * jnp.array(self.color)
 
     def partition(self, count: int) -> tuple[int, int]:
         """(groups, number): how many images are transformed, of so many in random order.

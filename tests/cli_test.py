@@ -16,7 +16,7 @@ from absl import app, flags
 from absl.testing import flagsaver
 
 from experiments import ablation, active_learning, cli, compare, learn, paper, search
-from maxent_aug import config, data, models, run_folder, train
+from maxent_aug import config, data, models, phases, run_folder, train
 from maxent_aug.config import PRESETS, Config
 
 ROOT = Path(__file__).parent.parent
@@ -479,11 +479,26 @@ def test_a_device_that_is_not_there_is_named(tmp_path, monkeypatch, name):
     assert done.stderr.count("\n") == 1 and not list(tmp_path.iterdir())
 
 
-def test_policies_that_do_not_take_the_images_are_named():
-    images = data.Dataset(np.zeros((2, 4, 4, 4), np.uint8), np.zeros(2, np.int32), ("a", "b"))
-    cli.check_channels("--policies", ["flip", "cutout"], images)
-    with pytest.raises(cli.UsageError, match=r"--policies: rand_augment takes .* 1 or 3 channels"):
-        cli.check_channels("--policies", ["flip", "rand_augment"], images)
+@pytest.mark.parametrize(
+    ("name", "channels", "words"),
+    [
+        *[(n, 4, "1 or 3 channels, got 4") for n in ("flip+rand_augment", "entropy_magnitude")],
+        ("flip_crop_reflect", 3, "less than H and W, got 4"),
+    ],
+)
+def test_policies_that_do_not_take_the_images_are_named(tmp_path, name, channels, words):
+    zeros = np.zeros((2, 4, 4, channels), np.uint8)
+    images = data.Dataset(zeros, np.zeros(2, np.int32), ("a", "b"))
+    chosen = dataclasses.replace(config.COMPARISON_PRESETS["quick"], batch_size=2)
+    settings = cli.Settings("compare", "quick", chosen, tmp_path / "run", None, 1)
+    rows = {n: compare._row(n, 2) for n in ("flip+cutout+mixup", name)}
+    legs = sum(phases.comparison(chosen, rows, (4, 4, channels), 2, 1).values(), ())
+    with (
+        pytest.raises(cli.UsageError, match=f"policy of {re.escape(name)} does not .*{words}"),
+        cli.open_run(settings, images, images, legs),
+    ):
+        pytest.fail("not refused")
+    assert not list(tmp_path.iterdir())
 
 
 def test_one_image_is_too_few_to_keep_some_unseen(monkeypatch):

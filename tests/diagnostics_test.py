@@ -258,12 +258,12 @@ def test_many_large_images_take_little_memory():
 
 
 def test_batches_on_the_host_equal_one_batch_and_jit_equals_eager():
-    theta, before, after = batch(12)
+    theta, before, after = batch(300)  # more than there are grids at a time
     parts = [
         jax.device_get(
-            diagnostics.per_image(theta[i : i + 4], SIZE, before[i : i + 4], after[i : i + 4])
+            diagnostics.per_image(theta[i : i + 75], SIZE, before[i : i + 75], after[i : i + 75])
         )
-        for i in range(0, 12, 4)
+        for i in range(0, 300, 75)
     ]
     joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     whole = diagnostics.collapse(theta, SIZE, before, after)
