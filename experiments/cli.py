@@ -463,12 +463,6 @@ def _check_sizes(config: Training, train_set: data.Dataset, test_set: data.Datas
             f"{train_set.images.shape[1:]}, test images {test_set.images.shape[1:]}: set "
             "--config.data.image_size"
         )
-    channels = train_set.images.shape[-1]
-    if learned and learned.color and channels != 3:
-        raise UsageError(
-            f"--config.learned.color=true takes images of 3 channels; those of "
-            f"--config.data.name={config.data.name} have {channels}"
-        )
 
 
 def chosen_examples(train_set: data.Dataset, config: Training) -> int:

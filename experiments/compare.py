@@ -122,14 +122,20 @@ def _train(run: train.Run, name: str, legs: Sequence[phases.Phase], seed: int) -
 
 
 def _draw_versions(
-    path: Path, name: str, images: np.ndarray, versions: np.ndarray, theta: np.ndarray | None
+    path: Path,
+    name: str,
+    images: np.ndarray,
+    versions: np.ndarray,
+    theta: np.ndarray | None,
+    color: np.ndarray | None,
 ) -> None:
     from maxent_aug import figures  # matplotlib writes a cache of fonts when it is imported
 
     title, words = f"{name}: inputs, eight times augmented", None
     if theta is not None:
         title += "; below, what the augmenter did"
-        words = [diagnostics.describe(each, images.shape[1:3]) for each in theta]
+        size, colors = images.shape[1:3], [None] * len(theta) if color is None else color
+        words = [diagnostics.describe(t, size, c) for t, c in zip(theta, colors, strict=True)]
     cli.save_figure(path, figures.versions(images, versions, title=title, words=words))
 
 
@@ -141,27 +147,27 @@ def _versions_program(policy: programs.Policy, learned: bool) -> Callable:
 
 def _versions(
     policy: programs.Policy, learned: bool, state: steps.State, on_device: programs.Data
-) -> tuple[Array, Array, Array | None]:
+) -> tuple[Array, Array, Array | None, Array | None]:
     """The first images of the test set [N, H, W, C] and as they are trained on [N, 8, H, W, C].
 
-    And, if there is an augmenter, its theta [N, 8, 2, 3]; one that transforms a share of the images
-    transforms all of these.
+    And, if there is an augmenter, its theta [N, 8, 2, 3], and color [N, 8, 4] if it changes that;
+    one that transforms a share of the images transforms all of these.
     """
     images, labels = on_device.test_images[:PICTURES], on_device.test_labels[:PICTURES]
     mean, sd = on_device.mean, on_device.sd
 
-    def version(key: Array) -> tuple[Array, Array | None]:
+    def version(key: Array) -> tuple[Array, Array | None, Array | None]:
         changed, _ = policy(
             key, images, labels, lambda x: state.classifier(steps.normalize(x, mean, sd))
         )
-        changed, theta = steps.normalize(changed, mean, sd), None
-        if state.augmenter is not None:
-            options = {}
+        changed, theta, color = steps.normalize(changed, mean, sd), None, None
+        if (augmenter := state.augmenter) is not None:
             if learned:
                 uncertainty = losses.uncertainty(state.classifier(changed))
-                options = {"uncertainty": uncertainty, "method": "transform"}
-            changed, theta, *_ = state.augmenter(changed, key, **options)
-        return steps.denormalize(changed, mean, sd), theta
+                changed, theta, color, _ = augmenter(changed, key, uncertainty, method="transform")
+            else:
+                changed, theta = augmenter(changed, key)
+        return steps.denormalize(changed, mean, sd), theta, color
 
     drawn = jax.lax.map(version, jax.random.split(jax.random.key(0), PICTURES))
     return images, *jax.tree.map(lambda each: jax.numpy.moveaxis(each, 0, 1), drawn)

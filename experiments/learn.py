@@ -34,7 +34,6 @@ from maxent_aug import (
     steps,
     train,
 )
-from maxent_aug.color import ColorBounds
 from maxent_aug.config import LEARNING_PRESETS
 from maxent_aug.processes import on_first
 from maxent_aug.progress import duration
@@ -92,14 +91,15 @@ def _save(
     settings: cli.Settings, seed: int, augmenter: steps.ModelState, on_device: programs.Data
 ) -> None:
     mean, sd, running = jax.device_get((on_device.mean, on_device.sd, augmenter.batch_stats))
-    module = phases.make_augmenter(settings.config.learned, settings.config.bounds)
+    shape = on_device.test_images.shape[1:]
+    module = phases.make_augmenter(settings.config.learned, settings.config.bounds, shape[-1])
     save_augmenter(
         _file(settings.workdir, seed),
         module.clone(uncertainty=float(running["unseen"])),
         augmenter.params,
         mean=mean,
         sd=sd,
-        image_shape=on_device.test_images.shape[1:],
+        image_shape=shape,
     )
 
 
@@ -127,10 +127,8 @@ def _result(
     """The content of result.json."""
     end = [r for r in records if (r["phase"], r["epoch"]) == (last.kind, last.epochs)]
     names = [row[0] for row in report.COLLAPSE_ROWS] + ["rotation_deg_sd", "scale_sd"]
-    if not settings.config.learned.color:
-        names = [n for n in names if n.removeprefix("half_width_") not in ColorBounds._fields]
-    per_seed = [{name: r[name] for name in names} for r in end]
-    means = {name: float(np.mean([each[name] for each in per_seed])) for name in names}
+    per_seed = [{name: r[name] for name in names if name in r} for r in end]
+    means = {name: float(np.mean([each[name] for each in per_seed])) for name in per_seed[0]}
     accuracies = [r["test_accuracy"] for r in end]
     row = {**metrics.mean_and_sd(accuracies), "per_seed": accuracies}
     return {
@@ -152,11 +150,11 @@ def _figures(
     """Draws the figures: (path, title, caption) for the report."""
     from maxent_aug import figures  # matplotlib writes a cache of fonts when it is imported
 
-    augment = load_augmenter(_file(workdir, 0), share=1.0)
+    augment = load_augmenter(_file(workdir, 0), share=1.0, with_color=True)
     keys = jax.random.split(jax.random.key(0), DRAWS)
     drawn = [jax.device_get(augment(key, images, uncertainty)) for key in keys]
-    versions = np.stack([pictures for pictures, _ in drawn], axis=1)
-    words = [diagnostics.describe(theta, images.shape[1:3]) for _, theta in drawn]
+    versions = np.stack([pictures for pictures, *_ in drawn], axis=1)
+    words = [diagnostics.describe(theta, images.shape[1:3], color) for _, theta, color in drawn]
     found = {
         "versions": (
             figures.versions(
@@ -169,8 +167,8 @@ def _figures(
             "Test images on the left, draws of the augmenter beside them, and the transform of "
             "each in words. The box that they are drawn from follows from how certain the "
             "classifier is of the image. Wanted are draws that differ and can still be recognised. "
-            "While it trains, the share learned.share of the images is transformed so, and the "
-            "others are shifted by whole pixels.",
+            "While it trains, the share learned.share of the images is transformed so, the others "
+            "are shifted by whole pixels, and colours change in all.",
         ),
         "half_widths": (
             figures.half_widths(records),

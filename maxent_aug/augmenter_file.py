@@ -69,15 +69,17 @@ def save_augmenter(
 
 
 def load_augmenter(
-    path: str | Path, *, share: float | None = None
-) -> Callable[..., tuple[Array, Array]]:
+    path: str | Path, *, share: float | None = None, with_color: bool = False
+) -> Callable[..., tuple[Any, ...]]:
     """Reads a trained augmenter, frozen.
 
     Args:
       path: of a file of `save_augmenter`, such as augmenter.npz in the folder of a run of
         `experiments.learn`.
-      share: of the images that are transformed, above 0, at most 1; by default as in its training.
-        The others are shifted by whole pixels, if its training had them so.
+      share: of the images that get an affine transform, above 0, at most 1; by default as in its
+        training. The others are shifted by whole pixels, if its training had them so. Colours, if
+        it has learned to change them, change in all.
+      with_color: whether to return these changes, too.
 
     Returns:
       A jitted function (key, images, uncertainty=None) -> (images, theta): key is a typed random
@@ -85,6 +87,8 @@ def load_augmenter(
       [B], H / log2 m of your own classifier on these images, by default that which images never
       seen had at the end of the training; theta is [B, 2, 3]. It raises ValueError for images of
       another shape than it was trained on, and for uncertainties of another shape than [B].
+      With with_color it returns (images, theta, color), color [B, 4] as `adjust_color` takes it, of
+      normalised images, or None if the augmenter leaves colours as they are.
 
     Raises:
       ValueError: if the file is not an augmenter's, or on another share.
@@ -99,7 +103,7 @@ def load_augmenter(
     @jax.jit
     def augment(
         key: Array, images: ArrayLike, uncertainty: ArrayLike | None = None
-    ) -> tuple[Array, Array]:
+    ) -> tuple[Any, ...]:
         images = jnp.asarray(images)
         if images.shape[1:] != loaded.image_shape or images.dtype not in (jnp.uint8, jnp.float32):
             raise ValueError(
@@ -113,7 +117,8 @@ def load_augmenter(
                     f"uncertainty must be [{images.shape[0]}], one number an image, "
                     f"got {uncertainty.shape}"
                 )
-        return loaded.apply(key, images, uncertainty)
+        augmented, theta, color = loaded.apply(key, images, uncertainty)
+        return (augmented, theta, color) if with_color else (augmented, theta)
 
     return augment
 
@@ -149,7 +154,8 @@ def export_augmenter(path: str | Path, to: str | Path) -> dict[str, Any]:
         jax.ShapeDtypeStruct((batch, *loaded.image_shape), jnp.float32),
         jax.ShapeDtypeStruct((batch,), jnp.float32),
     )
-    program = export.export(jax.jit(loaded.apply), platforms=PLATFORMS)(*inputs)
+    apply = jax.jit(lambda *inputs: loaded.apply(*inputs)[:2])
+    program = export.export(apply, platforms=PLATFORMS)(*inputs)
     about = {
         "program": to.name,
         **_description(loaded),
@@ -173,15 +179,16 @@ class _Loaded(NamedTuple):
 
     def apply(
         self, key: Array, images: Array, uncertainty: Array | None = None
-    ) -> tuple[Array, Array]:
-        """Images of 0..255, uint8 or float32 [B, H, W, C], augmented, and theta [B, 2, 3]."""
-        inputs = normalize(images, self.mean, self.sd)
-        result: Any = self.module.apply({"params": self.params}, inputs, key, uncertainty)
-        augmented, theta = result
+    ) -> tuple[Array, Array, Array | None]:
+        """Images of 0..255, uint8 or float32 [B, H, W, C], augmented, with theta and color."""
+        inputs = normalize(images, self.mean, self.sd), key, uncertainty
+        result: Any = self.module.apply({"params": self.params}, *inputs, method="augment")
+        augmented, theta, color = result
         if images.dtype == jnp.uint8:
-            return denormalize(augmented, self.mean, self.sd), theta
+            return denormalize(augmented, self.mean, self.sd), theta, color
         # A cubic passes the extremes of what it is made of.
-        return jnp.clip((augmented * self.sd + self.mean) * 255.0, 0.0, 255.0), theta
+        augmented = jnp.clip((augmented * self.sd + self.mean) * 255.0, 0.0, 255.0)
+        return augmented, theta, color
 
 
 def _description(loaded: _Loaded) -> dict[str, Any]:

@@ -224,7 +224,7 @@ class MatchingAugmenter:
     every: int = _field(
         8, "the augmenter learns from one unseen image for so many of a batch", low=1
     )
-    share: float = _field(0.25, "of the images that are transformed", above=0, high=1)
+    share: float = _field(0.5, "of the images that get an affine transform", above=0, high=1)
     others_shift: float = _field(
         0.125,
         "by which the other images are shifted at most, a share of the width and of the height; by "
@@ -250,8 +250,7 @@ class MatchingAugmenter:
         high=50,
     )
     color: bool = _field(
-        False,
-        "change brightness, contrast, saturation and hue, too, of images of three channels",
+        True, "change brightness, contrast, saturation and hue of all images, if of three channels"
     )
     interpolation: str = _field(
         "bicubic",

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
 
 from maxent_aug.losses import entropy
 from maxent_aug.spatial import AffineBounds, affine_grid, decompose_affine, invert_affine
@@ -88,24 +89,32 @@ def displacement_px(theta: Array, size: tuple[int, int]) -> Array:
     return jnp.max(jnp.hypot(dx, dy), axis=-1)
 
 
-def describe(theta: Array, size: tuple[int, int]) -> list[str]:
+def describe(theta: Array, size: tuple[int, int], color: ArrayLike | None = None) -> list[str]:
     """The transform of each image in words, e.g. "turned 12° left, 1.20x, 3.1 px right 0.4 px up".
 
     Args:
       theta: [N, 2, 3], output -> input.
       size: (height, width) in pixels.
+      color: [N, 4] of `adjust_color` on normalised images, if colours were changed: words such as
+        "0.3 sd darker, 1.20x contrast, 0.85x saturation, hue +12°" follow.
 
     Returns:
       N descriptions of what is seen done to the picture; "unchanged" where no point moves by
-      0.05 px or more.
+      0.05 px or more and no colour changes by what is said.
 
     Raises:
-      ValueError: if theta is not [N, 2, 3].
+      ValueError: if theta is not [N, 2, 3], or color not [N, 4].
     """
     if np.ndim(theta) != 3:
         raise ValueError(f"theta has shape {np.shape(theta)}; describe takes [N, 2, 3]")
     parts, moved = jax.device_get(_seen(theta, tuple(size)))
-    return [_words({k: v[i] for k, v in parts.items()}, moved[i]) for i in range(len(moved))]
+    said = [_words({k: v[i] for k, v in parts.items()}, moved[i]) for i in range(len(moved))]
+    if color is not None:
+        if np.shape(color) != (len(said), 4):
+            raise ValueError(f"color has shape {np.shape(color)}; here it must be [{len(said)}, 4]")
+        for words, each in zip(said, np.asarray(color, np.float64), strict=True):
+            words += _color_words(*each)
+    return [", ".join(filter(None, words)) or "unchanged" for words in said]
 
 
 @partial(jax.jit, static_argnums=1)
@@ -263,9 +272,9 @@ def _seen(theta: Array, size: tuple[int, int]) -> tuple[dict[str, Array], Array]
     return picture_transform(theta, size), displacement_px(theta, size)
 
 
-def _words(part: dict[str, Any], furthest: float) -> str:
+def _words(part: dict[str, Any], furthest: float) -> list[str]:
     if furthest < VISIBLE_PX:
-        return "unchanged"
+        return []
     turned, sheared = _number(abs(part["rotation_deg"])), f"{part['shear']:.2f}"
     scale, aspect = _factor(part["scale"]), _factor(max(part["aspect"], 1 / part["aspect"]))
     shift = [
@@ -286,7 +295,20 @@ def _words(part: dict[str, Any], furthest: float) -> str:
         f"shear {sheared}" if float(sheared) else "",
         " ".join(shift),
     ]
-    return ", ".join(filter(None, said)) or f"moved {furthest:.2f} px"
+    return said if any(said) else [f"moved {furthest:.2f} px"]
+
+
+def _color_words(
+    brightness: float, log_contrast: float, log_saturation: float, hue: float
+) -> list[str]:
+    brighter, turned = _number(abs(brightness)), f"{np.rad2deg(hue):+.0f}"
+    contrast, saturation = _factor(np.exp(log_contrast)), _factor(np.exp(log_saturation))
+    return [
+        f"{brighter} sd {'brighter' if brightness > 0 else 'darker'}" if brighter != "0.0" else "",
+        f"{contrast}x contrast" if contrast != "1.00" else "",
+        f"{saturation}x saturation" if saturation != "1.00" else "",
+        f"hue {turned.replace('-', '−')}°" if int(turned) else "",
+    ]
 
 
 def _number(value: float) -> str:

@@ -237,13 +237,13 @@ class StochasticAugmenter(nn.Module):
         empty corners, costs certainty that its transform alone would not.
       start_width: half_width of every coordinate of a new augmenter, between least_width and 1.
       least_width: above 0.
-      share: of the images that are transformed.
+      share: of the images that get an affine transform.
       others_shift: by which the other images are shifted at most, to either side and up or down, as
         a share of width and height; by whole pixels, and so without blur.
       uncertainty: assumed of images whose uncertainty is not given.
       hidden: units of the network from uncertainty to box.
-      color: bounds of four coordinates more, of `adjust_color`, for images of three channels; None
-        leaves colours as they are.
+      color: bounds of four coordinates more, of `adjust_color`, for images of three channels, all
+        of which they change; None leaves colours as they are.
     """
 
     bounds: AffineBounds = WIDE_BOUNDS
@@ -305,28 +305,37 @@ class StochasticAugmenter(nn.Module):
     ) -> tuple[Array, Array]:
         """Maps images [B, H, W, C] to (augmented [B, H, W, C], theta [B, 2, 3]).
 
-        Which are transformed is drawn, or chosen [B]; uncertainty [B] matters for these alone.
+        Which get an affine transform is drawn, or chosen [B]; uncertainty [B] matters to the others
+        for their colours alone.
         """
+        return self.augment(images, key, uncertainty, chosen)[:2]
+
+    def augment(
+        self,
+        images: Array,
+        key: Array,
+        uncertainty: Array | None = None,
+        chosen: Array | None = None,
+    ) -> tuple[Array, Array, Array | None]:
+        """As a call, with what was done to colours, too: (augmented, theta, color [B, 4])."""
         draw_key, chosen_key, shift_key = jax.random.split(key, 3)
         if chosen is None:
             chosen = jax.random.bernoulli(chosen_key, float(self.share), images.shape[:1])
         theta, color = self.draw(self._boxes(images, uncertainty), draw_key)
         theta = jnp.where(chosen[:, None, None], theta, self._shift(images, shift_key))
-        if color is not None:
-            color = jnp.where(chosen[:, None], color, 0)
-        return self._change(images, theta, color), theta
+        return self._change(images, theta, color), theta, color
 
     def transform(
         self, images: Array, key: Array, uncertainty: Array | None = None
-    ) -> tuple[Array, Array, Box]:
-        """(augmented, theta, box), every image transformed, whatever `share` is."""
+    ) -> tuple[Array, Array, Array | None, Box]:
+        """(augmented, theta, color, box), all with an affine transform, whatever `share` is."""
         box = self._boxes(images, uncertainty)
         return *self.apply_box(images, box, key), box
 
-    def apply_box(self, images: Array, box: Box, key: Array) -> tuple[Array, Array]:
-        """(augmented, theta) drawn from given boxes, every image transformed."""
+    def apply_box(self, images: Array, box: Box, key: Array) -> tuple[Array, Array, Array | None]:
+        """(augmented, theta, color) drawn from given boxes, all with an affine transform."""
         theta, color = self.draw(box, key)
-        return self._change(images, theta, color), theta
+        return self._change(images, theta, color), theta, color
 
     def _boxes(self, images: Array, uncertainty: Array | None) -> Box:
         if uncertainty is None:

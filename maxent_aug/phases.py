@@ -233,11 +233,13 @@ def affine_bounds(bounds: Bounds) -> AffineBounds:
     return AffineBounds(shift, shift, rotation, scale, aspect, bounds.shear)
 
 
-def make_augmenter(config: MatchingAugmenter, bounds: Bounds) -> models.StochasticAugmenter:
-    """The network that the configuration describes."""
+def make_augmenter(
+    config: MatchingAugmenter, bounds: Bounds, channels: int
+) -> models.StochasticAugmenter:
+    """The network that the configuration describes, for images of so many channels."""
     return models.StochasticAugmenter(
         bounds=affine_bounds(bounds),
-        color=ColorBounds() if config.color else None,
+        color=ColorBounds() if config.color and channels == 3 else None,
         interpolation=config.interpolation,
         padding_mode=config.padding_mode,
         start_width=config.start_width,
@@ -257,7 +259,7 @@ def _joint(
     """Classifier and augmenter together."""
     learned, epochs = config.learned, config.epochs.train
     together = min(epochs - 1, max(1, round(learned.together * epochs)))
-    augmenter = make_augmenter(learned, config.bounds)
+    augmenter = make_augmenter(learned, config.bounds, image_shape[-1])
     tx = optax.adam(learned.learning_rate)
 
     def begin(start: None, key: Array) -> steps.State:

@@ -119,16 +119,14 @@ def frozen_step(state: State, images: Array, labels: Array, key: Array) -> tuple
       key: a typed random key.
     """
     augmenter, count = _augmenter(state), len(images)
-    # The classifier need not see, as they are, the images whose uncertainty does not matter.
+    # To save time the classifier sees, as they are, only those that get an affine transform; the
+    # boxes of the others' colours are of a typical uncertainty.
     groups, number = augmenter(count, method="partition")
-    uncertainty = losses.uncertainty(state.classifier(_first(images, groups, number)))
+    seen = losses.uncertainty(state.classifier(_first(images, groups, number)))
     others = (0, 0), (0, count // groups - number)
-    augmented, _ = augmenter(
-        images,
-        key,
-        jnp.pad(uncertainty.reshape(groups, number), others).reshape(count),
-        jnp.arange(count) % (count // groups) < number,
-    )
+    uncertainty = jnp.pad(seen.reshape(groups, number), others, constant_values=seen.mean())
+    chosen = jnp.arange(count) % (count // groups) < number
+    augmented, _ = augmenter(images, key, uncertainty.reshape(count), chosen)
     classifier, metrics = _classifier_update(state.classifier, augmented, labels)
     return state.replace(classifier=classifier), metrics
 
@@ -293,7 +291,7 @@ def matching_step(
     plain = remember("unseen", uncertainty.mean())
 
     def loss_fn(params: Any) -> tuple[Array, Metrics]:
-        augmented, _, box = augmenter.apply_fn(
+        augmented, *_, box = augmenter.apply_fn(
             {"params": params}, unseen, key, uncertainty, method="transform"
         )
         now = losses.uncertainty(classify(augmented)).mean()
@@ -427,12 +425,13 @@ def joint_eval_step(state: State, images: Array, labels: Array) -> Metrics:
       same_box_accuracy and same_box_entropy [B].
     """
     augmenter, key, logits = _augmenter(state), jax.random.key(0), state.classifier(images)
-    augmented, theta, box = augmenter(images, key, losses.uncertainty(logits), method="transform")
+    uncertainty = losses.uncertainty(logits)
+    augmented, theta, _, box = augmenter(images, key, uncertainty, method="transform")
     logits_after = state.classifier(augmented)
     same_box = box._replace(
         half_width=jnp.broadcast_to(jnp.exp(jnp.log(box.half_width).mean(0)), box.half_width.shape),
     )
-    same, _ = augmenter(images, same_box, key, method="apply_box")
+    same, *_ = augmenter(images, same_box, key, method="apply_box")
     logits_same = state.classifier(same)
     return {
         **_classifier_metrics(logits, labels),

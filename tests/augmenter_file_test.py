@@ -5,6 +5,7 @@ import subprocess
 import sys
 import zipfile
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -73,9 +74,16 @@ def test_colours_are_kept(tmp_path):
     path, about = tmp_path / "augmenter.npz", {"mean": MEAN, "sd": SD}
     save_augmenter(path, module, params, image_shape=np.array(SHAPE), **about)
     images = np.random.default_rng(0).integers(0, 256, (6, *SHAPE), np.uint8)
-    expected, _ = module.apply({"params": params}, normalize(images, MEAN, SD), KEY)
-    loaded = load_augmenter(path)(KEY, images)[0].astype(np.float32)
-    assert np.abs(loaded - np.asarray(denormalize(expected, MEAN, SD), np.float32)).max() <= 1
+    expected, *done = module.apply(
+        {"params": params}, normalize(images, MEAN, SD), KEY, method="augment"
+    )
+    pictures, *changes = load_augmenter(path, with_color=True)(KEY, images)
+    pictures, expected = (
+        np.asarray(x, np.float32) for x in (pictures, denormalize(expected, MEAN, SD))
+    )
+    assert np.abs(pictures - expected).max() <= 1
+    chex.assert_trees_all_close(changes, done, atol=1e-6)
+    np.testing.assert_array_equal(load_augmenter(path)(KEY, images)[0], pictures)
     with pytest.raises(ValueError, match="floating point"):
         save_augmenter(path, module, params, image_shape=(8, 10, 1), mean=0.5, sd=0.2)
 

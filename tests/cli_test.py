@@ -226,7 +226,6 @@ def test_every_field_of_every_experiment_refuses(refused, experiment):
         *[(e, f"--config.learned.unseen={v}") for e in ("learn", "compare") for v in (0, 0.6, 1)],
         *[(e, f"--config.learned.share={v}") for e in ("learn", "compare") for v in (0, 1.1)],
         *[(e, "--config.epochs.train=1") for e in ("learn", "compare")],
-        *[(e, "--config.learned.color=true") for e in ("learn", "compare")],  # digits are grey
         *[("ablation", f"--config.factors.draws={d}") for d in ("stochastic,stochastic", "both")],
         *[(e, f"--config.batch_size={HUGE}") for e in OTHERS],
         *[(e, "--config.data.train_examples=1438") for e in OTHERS],

@@ -182,6 +182,26 @@ def test_describe(parts, words):
     assert diagnostics.describe(picture(**parts)[None], SIZE) == [words]
 
 
+@pytest.mark.parametrize(
+    ("color", "words"),
+    [
+        ((0, 0, 0, 0), "turned 12° left"),
+        ((0.04, 0.004, -0.004, 0.008), "turned 12° left"),
+        ((0.26, 0, 0, 0), "turned 12° left, 0.3 sd brighter"),
+        ((-0.3, math.log(1.2), 0, 0), "turned 12° left, 0.3 sd darker, 1.20x contrast"),
+        ((0, 0, math.log(0.85), math.radians(12)), "turned 12° left, 0.85x saturation, hue +12°"),
+        ((0, 0, 0, -math.radians(12)), "turned 12° left, hue −12°"),
+    ],
+)
+def test_describe_says_what_was_done_to_colours(color, words):
+    theta = picture(rotation=-math.radians(12))
+    assert diagnostics.describe(theta[None], SIZE, np.array([color])) == [words]
+    alone = words.removeprefix("turned 12° left").removeprefix(", ") or "unchanged"
+    assert diagnostics.describe(IDENTITY[None], SIZE, np.array([color])) == [alone]
+    with pytest.raises(ValueError, match=r"must be \[1, 4\]"):
+        diagnostics.describe(theta[None], SIZE, np.array(color))
+
+
 def test_describe_needs_a_batch():
     with pytest.raises(ValueError, match=r"\(2, 3\).*\[N, 2, 3\]"):
         diagnostics.describe(IDENTITY, SIZE)

@@ -76,8 +76,9 @@ def test_a_run_leaves_what_it_promises_and_a_stopped_one_the_same(
 
 
 def test_the_file_is_the_augmenter_of_the_run_with_the_bounds_asked_for(go, tmp_path):
-    unasked = phases.make_augmenter(MatchingAugmenter(), Bounds())
+    unasked = phases.make_augmenter(MatchingAugmenter(), Bounds(), 3)
     assert unasked.bounds == pytest.approx(WIDE_BOUNDS)
+    assert unasked.color == ColorBounds()
     bounds = Bounds(shift=0.0, rotation=180.0, scale=1.0, aspect=1.0, shear=0.0)
     go(tmp_path, config=dataclasses.replace(CONFIG, bounds=bounds))
     images = small_run.digits(100, 140).images
@@ -92,21 +93,22 @@ def test_the_file_is_the_augmenter_of_the_run_with_the_bounds_asked_for(go, tmp_
     assert 0.02 < last["half_width_shear"] < 1
 
 
-def test_colours_are_learned_and_kept_in_the_file(go, tmp_path, monkeypatch, capsys):
+def test_colours_of_rgb_images_are_learned_and_kept_in_the_file(go, tmp_path, monkeypatch, capsys):
     sets = [
         dataclasses.replace(each, images=np.repeat(each.images, 3, axis=-1))
         for each in cli.load_data()
     ]
     monkeypatch.setattr(cli, "load_data", lambda *_: sets)
-    learned = dataclasses.replace(CONFIG.learned, color=True)
-    result = go(tmp_path, config=dataclasses.replace(CONFIG, learned=learned))
+    result = go(tmp_path)
     printed, last = capsys.readouterr().out, metrics.read(tmp_path / "metrics.jsonl")[-1]
     for name in ColorBounds._fields:
         assert result["collapse"]["learned"][f"half_width_{name}"] == last[f"half_width_{name}"]
         assert name in printed
     assert "half-width of the box, saturation" in (tmp_path / "report.html").read_text()
     images = sets[1].images
-    augmented, _ = load_augmenter(tmp_path / "augmenter.npz")(jax.random.key(1), images)
+    augment = load_augmenter(tmp_path / "augmenter.npz", with_color=True)
+    augmented, _, color = augment(jax.random.key(1), images)
+    assert np.all(np.ptp(color, axis=0) > 0.1)
     middles = [x.astype(np.float32).mean((1, 2, 3)) for x in (images, np.asarray(augmented))]
     assert np.ptp(middles[1] - middles[0]) > 10  # brighter and darker, grey as they are
 

@@ -155,15 +155,20 @@ def test_a_stochastic_augmenter_changes_colours_within_its_boxes():
     theta, color = module.apply(variables, box, jax.random.key(3), method="draw")
     drawn = np.abs(color) / np.array(ColorBounds())
     assert np.all(drawn <= 0.5 + 1e-6) and np.all(drawn.max(0) > 0.45)
-    augmented, theta, _ = module.apply(variables, images, jax.random.key(3), method="transform")
+    augmented, theta, same_color, _ = module.apply(
+        variables, images, jax.random.key(3), method="transform"
+    )
+    np.testing.assert_array_equal(same_color, color)
     warped = warp_affine(images, theta, mode="bicubic", padding_mode="reflection")
     np.testing.assert_allclose(augmented, adjust_color(warped, color), atol=1e-4)
-    # Images that are not chosen keep their colours.
-    chosen = np.arange(200) % 4 == 0
-    augmented, theta = module.apply(variables, images, jax.random.key(3), chosen=chosen)
+    # Whether or not an image gets an affine transform, its colours change.
+    chosen, augment = np.arange(200) % 4 == 0, partial(module.apply, method="augment")
+    augmented, theta, color = augment(variables, images, jax.random.key(3), chosen=chosen)
+    shifted = np.isclose(theta[:, :, :2], np.eye(2), atol=1e-6).all((1, 2))
+    np.testing.assert_array_equal(shifted, ~chosen)
     warped = warp_affine(images, theta, mode="bicubic", padding_mode="reflection")
-    same = np.isclose(augmented, warped, atol=1e-4).all((1, 2, 3))
-    np.testing.assert_array_equal(same, ~chosen)
+    np.testing.assert_allclose(augmented, adjust_color(warped, color), atol=1e-4)
+    assert np.abs(augmented - warped).max((1, 2, 3)).min() > 1e-2
 
 
 @pytest.mark.parametrize("seed", range(3))
