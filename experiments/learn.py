@@ -167,8 +167,8 @@ def _figures(
             "Test images on the left, draws of the augmenter beside them, and the transform of "
             "each in words. The box that they are drawn from follows from how certain the "
             "classifier is of the image. Wanted are draws that differ and can still be recognised. "
-            "While it trains, the share learned.share of the images is transformed so, the others "
-            "are shifted by whole pixels, and colours change in all.",
+            "While it trains, the share learned.share of the images gets such an affine transform, "
+            "the others are shifted by whole pixels; colours change in all.",
         ),
         "half_widths": (
             figures.half_widths(records),

@@ -226,6 +226,7 @@ def _description(loaded: _Loaded) -> dict[str, Any]:
         },
         "color_bounds": module.color
         and {
+            "of": "all images, whatever share_transformed is",
             "units": "brightness: sd of normalised images; hue: radians; the others: as they are",
             **module.color._asdict(),
         },

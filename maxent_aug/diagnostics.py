@@ -307,7 +307,7 @@ def _color_words(
         f"{brighter} sd {'brighter' if brightness > 0 else 'darker'}" if brighter != "0.0" else "",
         f"{contrast}x contrast" if contrast != "1.00" else "",
         f"{saturation}x saturation" if saturation != "1.00" else "",
-        f"hue {turned.replace('-', '−')}°" if int(turned) else "",
+        f"hue {turned.replace('-', '−')}°" if turned not in ("+0", "-0") else "",
     ]
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from experiments import export
 from maxent_aug import ColorBounds, StochasticAugmenter, load_augmenter, save_augmenter
+from maxent_aug.augmenter_file import export_augmenter
 from maxent_aug.spatial import AffineBounds
 from maxent_aug.steps import denormalize, normalize
 
@@ -84,6 +85,12 @@ def test_colours_are_kept(tmp_path):
     assert np.abs(pictures - expected).max() <= 1
     chex.assert_trees_all_close(changes, done, atol=1e-6)
     np.testing.assert_array_equal(load_augmenter(path)(KEY, images)[0], pictures)
+    assert export_augmenter(path, tmp_path / "a.stablehlo")["color_bounds"]["hue"] == 3.0
+    program = jax.export.deserialize(bytearray((tmp_path / "a.stablehlo").read_bytes()))
+    inputs = KEY, images.astype(np.float32), np.full(6, module.uncertainty, np.float32)
+    chex.assert_trees_all_close(
+        jax.jit(program.call)(*inputs), load_augmenter(path)(*inputs), atol=1e-3
+    )
     with pytest.raises(ValueError, match="floating point"):
         save_augmenter(path, module, params, image_shape=(8, 10, 1), mean=0.5, sd=0.2)
 

@@ -198,6 +198,7 @@ def test_describe_says_what_was_done_to_colours(color, words):
     assert diagnostics.describe(theta[None], SIZE, np.array([color])) == [words]
     alone = words.removeprefix("turned 12° left").removeprefix(", ") or "unchanged"
     assert diagnostics.describe(IDENTITY[None], SIZE, np.array([color])) == [alone]
+    assert "nan" in diagnostics.describe(theta[None], SIZE, np.full((1, 4), np.nan))[0]
     with pytest.raises(ValueError, match=r"must be \[1, 4\]"):
         diagnostics.describe(theta[None], SIZE, np.array(color))
 
