@@ -449,8 +449,7 @@ def _check_sizes(config: Training, train_set: data.Dataset, test_set: data.Datas
         raise UsageError(
             f"--config.batch_size={config.batch_size} is more than the {used} training images"
         )
-    learned = getattr(config, "learned", None)  # of the experiments that learn an augmenter
-    if learned and used < 2:
+    if used < 2 and hasattr(config, "learned"):
         raise UsageError(
             f"--config.data.name={config.data.name} has {used} training image, 2 are needed: what "
             "learns an augmenter keeps some unseen"

@@ -168,7 +168,7 @@ def _figures(
             "each in words. The box that they are drawn from follows from how certain the "
             "classifier is of the image. Wanted are draws that differ and can still be recognised. "
             "While it trains, the share learned.share of the images gets such an affine transform, "
-            "the others are shifted by whole pixels; colours change in all.",
+            "the others are shifted by whole pixels. Of colour images the colours change in all.",
         ),
         "half_widths": (
             figures.half_widths(records),

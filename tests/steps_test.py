@@ -94,6 +94,26 @@ def stochastic():
     return steps.create_model_state(module, key, IMAGE_SHAPE, optax.adam(1e-2), key)
 
 
+def test_what_the_classifier_has_not_seen_is_as_uncertain_as_the_rest_on_average(state, batch):
+    given = []
+
+    def record(_, first, key=None, uncertainty=None, chosen=None, method=None):
+        if method == "partition":
+            return 2, 3
+        given.append((uncertainty, chosen))
+        return first, None
+
+    images, labels = batch
+    augmenter = steps.ModelState.create(apply_fn=record, params={}, tx=optax.sgd(1.0))
+    steps.frozen_step(steps.State(state.classifier, augmenter), images, labels, KEY)
+    ((uncertainty, chosen),) = given
+    wanted = np.arange(len(images)) % (len(images) // 2) < 3
+    np.testing.assert_array_equal(chosen, wanted)
+    own = losses.uncertainty(state.classifier(images))
+    np.testing.assert_allclose(uncertainty[wanted], own[wanted], rtol=1e-4)
+    np.testing.assert_allclose(uncertainty[~wanted], np.mean(own[wanted]), rtol=1e-4)
+
+
 @pytest.mark.parametrize("share", [0.25, 1.0])
 def test_the_joint_phase_changes_classifier_and_augmenter(state, stochastic, batch, share):
     module = models.StochasticAugmenter(NARROW, "bilinear", start_width=0.5, share=share)
