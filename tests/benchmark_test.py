@@ -72,7 +72,8 @@ def test_warps_agree(dtype, mode, padding, inside, gradients):
 
 
 def test_steps_agree(monkeypatch, tmp_path):
-    tiny = partial(models.ResNet, stage_sizes=(1, 1), width=4)
+    # PyTorch 2.14's gradients of 4 channels write past their memory on some CPUs.
+    tiny = partial(models.ResNet, stage_sizes=(1, 1), width=16)
     monkeypatch.setattr(models, "ResNetSmall", tiny)
     prepare = partial(benchmark.training_steps, "ResNetSmall", "float32", 4, size=8)
     (case,) = (c for c in benchmark.cases(4, tmp_path) if "Small float32" in c.name)

@@ -12,7 +12,6 @@ from unittest import mock
 
 import jax
 import numpy as np
-from absl import flags
 from sklearn.datasets import load_digits
 
 from experiments import cli
@@ -56,8 +55,6 @@ def make_small(monkeypatch) -> None:
     sets, devices = (digits(0, 48), digits(100, 125)), mesh()
     monkeypatch.setattr(cli, "load_data", lambda *_, **__: sets)
     monkeypatch.setattr(programs, "make_mesh", lambda: devices)
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()
 
 
 def short(*epochs: int) -> Config:
