@@ -18,6 +18,7 @@ from flax import linen as nn
 from flax import struct
 from flax.training.train_state import TrainState
 from jax import Array
+from jax.core import Tracer
 
 from maxent_aug import losses
 
@@ -66,7 +67,10 @@ def create_model_state(
       tx: the optimiser.
       inputs: what the module takes beside the images; of a `StochasticAugmenter` a key.
     """
-    variables = _initial_variables(module, key, jnp.zeros((1, *image_shape)), *inputs)
+    image = jnp.zeros((1, *image_shape))
+    # Within another program, as in `jax.eval_shape`, one cannot be compiled by itself.
+    init = nn.Module.init if isinstance(image, Tracer) else _compiled_init
+    variables = init(module, key, image, *inputs)
     state = ModelState.create(
         apply_fn=module.apply,
         params=variables["params"],
@@ -77,8 +81,10 @@ def create_model_state(
     return state.replace(step=jnp.zeros((), jnp.int32))
 
 
-@partial(jax.jit, static_argnums=0)  # compiled once for all seeds, and rows of a comparison
-def _initial_variables(module: nn.Module, *inputs: Any) -> Any:
+# Compiled once for all seeds and rows of a comparison, without optimisations, which for a program
+# that runs once take several times as long as all else.
+@partial(jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": 0})
+def _compiled_init(module: nn.Module, *inputs: Any) -> Any:
     return module.init(*inputs)
 
 

@@ -155,7 +155,7 @@ def test_a_replay_has_the_augmenter_of_the_same_time(state, stochastic, batch):
     for i in range(4):
         plain, _ = jax.jit(joint)(at.replace(snapshots=None), images, labels, jax.random.key(i))
         at, _ = record(at, images, labels, jax.random.key(i))
-        assert not changed(plain, at.replace(snapshots=None))
+        chex.assert_trees_all_close(plain, at.replace(snapshots=None), rtol=1e-4, atol=1e-6)
         augmenters.append(at.augmenter)
     for index, time in enumerate((1, 3)):
         kept = jax.tree.map(lambda x, i=index: x[i], at.snapshots)
