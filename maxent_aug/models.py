@@ -251,7 +251,7 @@ class StochasticAugmenter(nn.Module):
     padding_mode: str = "reflection"
     start_width: float = 0.5
     least_width: float = 0.02
-    share: float = 0.25
+    share: float = 0.5
     others_shift: float = 0.0
     uncertainty: float = 0.2
     hidden: int = 64
