@@ -12,7 +12,7 @@ import pytest
 from absl import flags
 
 DEVICES = "--xla_force_host_platform_device_count=8"
-# Half of the suite's time was spent on compiling; older code generators take a third of it.
+# Compiling takes most of the suite's time, and with these about half as long.
 QUICK = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 
 

@@ -55,6 +55,21 @@ def test_phases_1_and_3_change_the_classifier_alone(state, batch):
         chex.assert_tree_all_finite(metrics)
 
 
+def test_a_new_state_is_the_same_within_a_program_and_for_each_of_several_keys():
+    module, tx = models.Discriminator(width=4), optax.sgd(0.1)
+    keys = jax.random.split(jax.random.key(0), 2)
+
+    def create(key):
+        return steps.create_model_state(module, key, IMAGE_SHAPE, tx)
+
+    expected = create(keys[1])
+    inside = jax.jit(lambda: (create(keys[1]), jax.vmap(create)(keys)))()
+    mapped = jax.vmap(create)(keys)
+    assert jax.eval_shape(create, keys[1]).params == jax.eval_shape(lambda: expected.params)
+    for found in (inside[0], *(jax.tree.map(lambda x: x[1], x) for x in (inside[1], mapped))):
+        chex.assert_trees_all_close(found.params, expected.params, rtol=1e-5)
+
+
 def test_phase_2_changes_augmenter_and_discriminator_alone(state, batch):
     after, metrics = augment_step(state, *batch)
     chex.assert_trees_all_equal(after.classifier, state.classifier)  # batch statistics included
