@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path
 from unittest import mock
@@ -505,6 +506,24 @@ def test_evaluation_covers_every_image(devices, batch_size):
     expected = [2 * ((image - mean) / sd).sum() for image in images]
     np.testing.assert_allclose(got["sum"], expected, rtol=1e-4, atol=1e-4)
     np.testing.assert_array_equal(got["label"], small_run.digits(100, 125).labels)
+
+
+def test_the_rate_is_of_the_steps_that_are_timed(tmp_path, monkeypatch):
+    """Where a call of several steps is waited for, as in a loop on a GPU: not of the first, too."""
+
+    def slow_program(*_):
+        def program(state, sums, data, plan, first, last):
+            time.sleep(0.1 * int(last - first))
+            return state, sums
+
+        return program
+
+    monkeypatch.setattr(programs, "train_program", slow_program)
+    config = dataclasses.replace(small_run.CONFIG, steps_per_call=2)
+    small_run.go(tmp_path, config=config, legs=small_run.phases()[:1])
+    images = config.batch_size
+    for record in metrics.read(tmp_path / "metrics.jsonl"):
+        assert images / 0.2 < record["images_per_second"] <= images / 0.1
 
 
 def test_clock():
