@@ -92,7 +92,7 @@ def _save(
 ) -> None:
     mean, sd, running = jax.device_get((on_device.mean, on_device.sd, augmenter.batch_stats))
     shape = on_device.test_images.shape[1:]
-    module = phases.make_augmenter(settings.config.learned, settings.config.bounds, shape[-1])
+    module = phases.make_augmenter(settings.config, shape[-1])
     save_augmenter(
         _file(settings.workdir, seed),
         module.clone(uncertainty=float(running["unseen"])),

@@ -274,6 +274,16 @@ class Bounds:
 
 
 @dataclass(frozen=True)
+class ColorLimits:
+    """The most that a learned change of colours may do, to either side."""
+
+    brightness: float = _field(1.0, "standard deviations of the data's values", low=0, high=10)
+    contrast: float = _field(2.0, "times", low=1, high=10)
+    saturation: float = _field(3.0, "times", low=1, high=10)
+    hue: float = _field(45.0, "degrees", low=0, high=180)
+
+
+@dataclass(frozen=True)
 class Comparison(Training):
     """Of all augmentations under one trainer."""
 
@@ -283,6 +293,7 @@ class Comparison(Training):
     discriminator: Discriminator = Discriminator()
     learned: MatchingAugmenter = MatchingAugmenter()
     bounds: Bounds = Bounds()
+    color_bounds: ColorLimits = ColorLimits()
 
 
 @dataclass(frozen=True)
@@ -321,6 +332,7 @@ class Learning(Training):
     classifier: ScheduledClassifier = ScheduledClassifier()
     learned: MatchingAugmenter = MatchingAugmenter()
     bounds: Bounds = Bounds()
+    color_bounds: ColorLimits = ColorLimits()
 
 
 PRESETS = {

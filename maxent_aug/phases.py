@@ -20,11 +20,11 @@ from maxent_aug.config import (
     ActiveLearning,
     Augmenter,
     Bounds,
+    ColorLimits,
     Comparison,
     Config,
     Discriminator,
     Learning,
-    MatchingAugmenter,
     ScheduledClassifier,
     Search,
 )
@@ -233,18 +233,23 @@ def affine_bounds(bounds: Bounds) -> AffineBounds:
     return AffineBounds(shift, shift, rotation, scale, aspect, bounds.shear)
 
 
-def make_augmenter(
-    config: MatchingAugmenter, bounds: Bounds, channels: int
-) -> models.StochasticAugmenter:
+def color_bounds(limits: ColorLimits) -> ColorBounds:
+    """What people can read, as bounds of the four coordinates of a change of colours."""
+    contrast, saturation = math.log(limits.contrast), math.log(limits.saturation)
+    return ColorBounds(limits.brightness, contrast, saturation, math.radians(limits.hue))
+
+
+def make_augmenter(config: Comparison | Learning, channels: int) -> models.StochasticAugmenter:
     """The network that the configuration describes, for images of so many channels."""
+    learned = config.learned
     return models.StochasticAugmenter(
-        bounds=affine_bounds(bounds),
-        color=ColorBounds() if config.color and channels == 3 else None,
-        interpolation=config.interpolation,
-        padding_mode=config.padding_mode,
-        start_width=config.start_width,
-        share=config.share,
-        others_shift=config.others_shift,
+        bounds=affine_bounds(config.bounds),
+        color=color_bounds(config.color_bounds) if learned.color and channels == 3 else None,
+        interpolation=learned.interpolation,
+        padding_mode=learned.padding_mode,
+        start_width=learned.start_width,
+        share=learned.share,
+        others_shift=learned.others_shift,
     )
 
 
@@ -259,7 +264,7 @@ def _joint(
     """Classifier and augmenter together."""
     learned, epochs = config.learned, config.epochs.train
     together = min(epochs - 1, max(1, round(learned.together * epochs)))
-    augmenter = make_augmenter(learned, config.bounds, image_shape[-1])
+    augmenter = make_augmenter(config, image_shape[-1])
     tx = optax.adam(learned.learning_rate)
 
     def begin(start: None, key: Array) -> steps.State:

@@ -12,7 +12,7 @@ import small_run
 
 from experiments import cli, learn
 from maxent_aug import ColorBounds, load_augmenter, metrics, phases, programs, train
-from maxent_aug.config import Bounds, Learning, LearningEpochs, MatchingAugmenter
+from maxent_aug.config import Bounds, ColorLimits, Learning, LearningEpochs, MatchingAugmenter
 from maxent_aug.spatial import WIDE_BOUNDS, decompose_affine
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -76,9 +76,9 @@ def test_a_run_leaves_what_it_promises_and_a_stopped_one_the_same(
 
 
 def test_the_file_is_the_augmenter_of_the_run_with_the_bounds_asked_for(go, tmp_path):
-    unasked = phases.make_augmenter(MatchingAugmenter(), Bounds(), 3)
+    unasked = phases.make_augmenter(Learning(), 3)
     assert unasked.bounds == pytest.approx(WIDE_BOUNDS)
-    assert unasked.color == ColorBounds()
+    assert unasked.color == pytest.approx(ColorBounds())
     bounds = Bounds(shift=0.0, rotation=180.0, scale=1.0, aspect=1.0, shear=0.0)
     go(tmp_path, config=dataclasses.replace(CONFIG, bounds=bounds))
     images = small_run.digits(100, 140).images
@@ -99,7 +99,8 @@ def test_colours_of_rgb_images_are_learned_and_kept_in_the_file(go, tmp_path, mo
         for each in cli.load_data()
     ]
     monkeypatch.setattr(cli, "load_data", lambda *_: sets)
-    result = go(tmp_path)
+    limits = ColorLimits(contrast=1.0, hue=180.0)
+    result = go(tmp_path, config=dataclasses.replace(CONFIG, color_bounds=limits))
     printed, last = capsys.readouterr().out, metrics.read(tmp_path / "metrics.jsonl")[-1]
     for name in ColorBounds._fields:
         assert result["collapse"]["learned"][f"half_width_{name}"] == last[f"half_width_{name}"]
@@ -108,7 +109,9 @@ def test_colours_of_rgb_images_are_learned_and_kept_in_the_file(go, tmp_path, mo
     images = sets[1].images
     augment = load_augmenter(tmp_path / "augmenter.npz", with_color=True)
     augmented, _, color = augment(jax.random.key(1), images)
-    assert np.all(np.ptp(color, axis=0) > 0.1)
+    brightness, log_contrast, log_saturation, hue = color.T
+    assert np.ptp(brightness) > 0.1 and np.ptp(log_saturation) > 0.1 and not log_contrast.any()
+    assert np.abs(hue).max() > ColorBounds().hue
     middles = [x.astype(np.float32).mean((1, 2, 3)) for x in (images, np.asarray(augmented))]
     assert np.ptp(middles[1] - middles[0]) > 10  # brighter and darker, grey as they are
 
