@@ -69,7 +69,9 @@ class Clock:
 
     def __init__(self, phases: tuple[Phase, ...], seeds: int) -> None:
         self._left: Counter[str] = Counter()
-        self._seconds: dict[str, float] = {}  # of the fastest epoch of each kind of phase
+        # Of the fastest epoch of each kind of phase but its first, in which programs are compiled.
+        self._seconds: dict[str, float] = {}
+        self._first: dict[str, float] = {}  # of the first, its training alone
         for phase in phases:
             self._left[phase.kind] += phase.epochs * seeds
 
@@ -77,17 +79,21 @@ class Clock:
         """Epochs that an earlier start of the run has done."""
         self._left[kind] -= epochs
 
-    def tick(self, kind: str, seconds: float) -> None:
-        """An epoch has ended."""
+    def tick(self, kind: str, seconds: float, training: float) -> None:
+        """An epoch has ended: its seconds, and what the training of a whole one takes."""
         self._left[kind] -= 1
-        self._seconds[kind] = min(seconds, self._seconds.get(kind, math.inf))
+        if kind in self._first:
+            self._seconds[kind] = min(seconds, self._seconds.get(kind, math.inf))
+        else:
+            self._first[kind] = training
 
     def seconds_left(self) -> float | None:
         """Until all phases have ended; None before the first epoch has."""
-        if not self._seconds:
+        known = self._first | self._seconds
+        if not known:
             return None
-        unknown = max(self._seconds.values())
-        return sum(n * self._seconds.get(kind, unknown) for kind, n in self._left.items())
+        unknown = max(known.values())
+        return sum(n * known.get(kind, unknown) for kind, n in self._left.items())
 
 
 @dataclass(frozen=True)
@@ -252,7 +258,7 @@ def _train_epoch(leg: Leg, epoch: int, at: Epoch) -> Epoch:
     seconds = time.perf_counter() - started
     line = where | record | {"images_per_second": rate, "seconds": seconds}
     processes.on_first(lambda: run.writer.write(line))
-    run.clock.tick(phase.kind, seconds)
+    run.clock.tick(phase.kind, seconds, run.steps_per_epoch * run.config.batch_size / rate)
     _show(run, phase, where, record, rate)
     end = Epoch(at.state, programs.zero_sums(at.sums["metrics"], run.mesh), 0)
     number = int(_signal(run))
