@@ -75,40 +75,39 @@ def test_a_run_leaves_what_it_promises_and_a_stopped_one_the_same(
             file.close()
 
 
-def test_the_file_is_the_augmenter_of_the_run_with_the_bounds_asked_for(go, tmp_path):
+def test_unasked_bounds_are_those_of_the_library():
     unasked = phases.make_augmenter(Learning(), 3)
     assert unasked.bounds == pytest.approx(WIDE_BOUNDS)
     assert unasked.color == pytest.approx(ColorBounds())
-    bounds = Bounds(shift=0.0, rotation=180.0, scale=1.0, aspect=1.0, shear=0.0)
-    go(tmp_path, config=dataclasses.replace(CONFIG, bounds=bounds))
-    images = small_run.digits(100, 140).images
-    augmented, theta = load_augmenter(tmp_path / "augmenter.npz")(jax.random.key(1), images)
-    assert augmented.shape == images.shape and augmented.dtype == np.uint8
-    assert np.all(np.abs(theta - np.eye(2, 3)).max((1, 2)) > 1e-4)  # share is 1
-    parts = decompose_affine(theta)
-    assert np.abs(parts["rotation"]).max() > np.radians(45)
-    for name in ("translation", "log_scale", "log_aspect", "shear"):
-        np.testing.assert_allclose(parts[name], np.zeros_like(parts[name]), atol=1e-5)
-    last = metrics.read(tmp_path / "metrics.jsonl")[-1]
-    assert 0.02 < last["half_width_shear"] < 1
 
 
-def test_colours_of_rgb_images_are_learned_and_kept_in_the_file(go, tmp_path, monkeypatch, capsys):
+def test_the_file_is_the_augmenter_of_the_run_with_the_bounds_asked_for(
+    go, tmp_path, monkeypatch, capsys
+):
+    """Of digits in three channels, of which colours are learned, too, and kept in the file."""
     sets = [
         dataclasses.replace(each, images=np.repeat(each.images, 3, axis=-1))
         for each in cli.load_data()
     ]
     monkeypatch.setattr(cli, "load_data", lambda *_: sets)
+    bounds = Bounds(shift=0.0, rotation=180.0, scale=1.0, aspect=1.0, shear=0.0)
     limits = ColorLimits(contrast=1.0, hue=180.0)
-    result = go(tmp_path, config=dataclasses.replace(CONFIG, color_bounds=limits))
+    result = go(tmp_path, config=dataclasses.replace(CONFIG, bounds=bounds, color_bounds=limits))
     printed, last = capsys.readouterr().out, metrics.read(tmp_path / "metrics.jsonl")[-1]
+    assert 0.02 < last["half_width_shear"] < 1
     for name in ColorBounds._fields:
         assert result["collapse"]["learned"][f"half_width_{name}"] == last[f"half_width_{name}"]
         assert name in printed
     assert "half-width of the box, saturation" in (tmp_path / "report.html").read_text()
     images = sets[1].images
     augment = load_augmenter(tmp_path / "augmenter.npz", with_color=True)
-    augmented, _, color = augment(jax.random.key(1), images)
+    augmented, theta, color = augment(jax.random.key(1), images)
+    assert augmented.shape == images.shape and augmented.dtype == np.uint8
+    assert np.all(np.abs(theta - np.eye(2, 3)).max((1, 2)) > 1e-4)  # share is 1
+    parts = decompose_affine(theta)
+    assert np.abs(parts["rotation"]).max() > np.radians(45)
+    for name in ("translation", "log_scale", "log_aspect", "shear"):
+        np.testing.assert_allclose(parts[name], np.zeros_like(parts[name]), atol=1e-5)
     brightness, log_contrast, log_saturation, hue = color.T
     assert np.ptp(brightness) > 0.1 and np.ptp(log_saturation) > 0.1 and not log_contrast.any()
     assert np.abs(hue).max() > ColorBounds().hue
