@@ -73,6 +73,12 @@ def test_a_run_leaves_what_it_promises_and_a_stopped_one_the_same(
             assert key == "about" or np.isfinite(files[0][key]).all()
         for file in files:
             file.close()
+    images = small_run.digits(100, 140).images
+    augmented, theta = load_augmenter(tmp_path / "whole" / "augmenter.npz")(
+        jax.random.key(1), images
+    )
+    assert augmented.shape == images.shape and augmented.dtype == np.uint8
+    assert np.all(np.abs(theta - np.eye(2, 3)).max((1, 2)) > 1e-4)  # share is 1
 
 
 def test_unasked_bounds_are_those_of_the_library():
@@ -91,7 +97,7 @@ def test_the_file_is_the_augmenter_of_the_run_with_the_bounds_asked_for(
     ]
     monkeypatch.setattr(cli, "load_data", lambda *_: sets)
     bounds = Bounds(shift=0.0, rotation=180.0, scale=1.0, aspect=1.0, shear=0.0)
-    limits = ColorLimits(contrast=1.0, hue=180.0)
+    limits = ColorLimits(contrast=10.0, hue=180.0)
     result = go(tmp_path, config=dataclasses.replace(CONFIG, bounds=bounds, color_bounds=limits))
     printed, last = capsys.readouterr().out, metrics.read(tmp_path / "metrics.jsonl")[-1]
     assert 0.02 < last["half_width_shear"] < 1
@@ -108,9 +114,11 @@ def test_the_file_is_the_augmenter_of_the_run_with_the_bounds_asked_for(
     assert np.abs(parts["rotation"]).max() > np.radians(45)
     for name in ("translation", "log_scale", "log_aspect", "shear"):
         np.testing.assert_allclose(parts[name], np.zeros_like(parts[name]), atol=1e-5)
-    brightness, log_contrast, log_saturation, hue = color.T
-    assert np.ptp(brightness) > 0.1 and np.ptp(log_saturation) > 0.1 and not log_contrast.any()
-    assert np.abs(hue).max() > ColorBounds().hue
+    assert np.all(np.ptp(color, axis=0) > 0.1)
+    most = ColorBounds(*np.abs(color).max(axis=0))
+    assert ColorBounds().log_contrast < most.log_contrast <= np.log(10)
+    assert ColorBounds().hue < most.hue <= np.pi
+    assert most.log_saturation <= ColorBounds().log_saturation
     middles = [x.astype(np.float32).mean((1, 2, 3)) for x in (images, np.asarray(augmented))]
     assert np.ptp(middles[1] - middles[0]) > 10  # brighter and darker, grey as they are
 
