@@ -308,7 +308,7 @@ def streams(scratch: Path, batch: int, count: int) -> dict[str, peers.Contender]
     state = programs.put(mesh, phase.begin(None, key))[0]
     program = programs.train_program(phase.step, mesh, batch, True)
     on_device = programs.put_data(train, test, mesh)
-    names = programs.metric_names(phase.step, state, on_device)
+    names = programs.metric_names(phase.step, mesh, state, test.images.shape[1:], batch)
     order = np.arange(len(train.labels), dtype=np.int32)
     inputs = programs.put(mesh, key, key, order, np.zeros(0, np.int32), np.int32(0))
     plan = programs.plan_program(mesh)(*inputs)

@@ -383,16 +383,18 @@ def _begin_augment(
     """Adds a new augmenter, of these options, and, if it has a configuration, a discriminator."""
     augmenter = models.Augmenter(padding_mode=augmenter_config.padding_mode, **options)
     augmenter_tx = optax.adam(augmenter_config.learning_rate)
+    # Made once: a state with another network, though the same, is traced and compiled anew.
+    discriminator, discriminator_tx = models.Discriminator(), None
+    if discriminator_config is not None:
+        discriminator_tx = optax.sgd(discriminator_config.learning_rate)
 
     def begin(state: steps.State, key: Array) -> steps.State:
         keys = [jax.random.fold_in(key, i) for i in range(2)]
-        create = partial(steps.create_model_state, image_shape=image_shape)
-        discriminator = None
-        if discriminator_config is not None:
-            tx = optax.sgd(discriminator_config.learning_rate)
-            discriminator = create(models.Discriminator(), keys[1], tx=tx)
+        judge = None
+        if discriminator_tx is not None:
+            judge = steps.create_model_state(discriminator, keys[1], image_shape, discriminator_tx)
         augmented = steps.create_model_state(augmenter, keys[0], image_shape, augmenter_tx, key)
-        return state.replace(augmenter=augmented, discriminator=discriminator)
+        return state.replace(augmenter=augmented, discriminator=judge)
 
     return begin
 

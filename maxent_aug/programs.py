@@ -160,7 +160,7 @@ def train_program(
             lambda images: state.classifier(normalize(images)),
         )
         also = {"unseen": normalize(unseen[0])} if unseen else {}
-        state, metrics = step(state, normalize(images), labels, step_key, **also)
+        state, metrics = _jitted(step)(state, normalize(images), labels, step_key, **also)
         return state, _add_up(sums, metrics, i)
 
     @partial(jax.jit, donate_argnums=0, out_shardings=NamedSharding(mesh, P()))
@@ -280,13 +280,32 @@ def zero_sums(names: Iterable[str], mesh: Mesh) -> Any:
     return put(mesh, sums)[0]
 
 
-def metric_names(step: Callable, state: Any, data: Data, unseen: bool = False) -> list[str]:
-    """The names of the metrics that a step returns."""
-    image = jax.ShapeDtypeStruct((1, *data.test_images.shape[1:]), jnp.float32)
-    label = jax.ShapeDtypeStruct((1,), jnp.int32)
+def metric_names(
+    step: Callable,
+    mesh: Mesh,
+    state: Any,
+    image_shape: tuple[int, ...],
+    batch_size: int,
+    unseen_batch_size: int = 0,
+) -> list[str]:
+    """The names of the metrics that a step returns, traced as `train_program` will need it."""
+
+    def images(count: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((count, *image_shape), jnp.float32)
+
+    labels = jax.ShapeDtypeStruct((batch_size,), jnp.int32)
     key = jax.eval_shape(jax.random.key, 0)
-    images = {"unseen": image} if unseen else {}
-    return list(jax.eval_shape(step, state, image, label, key, **images)[1])
+    arguments = (state, images(batch_size), labels, key)
+    also = {"unseen": images(unseen_batch_size)} if unseen_batch_size else {}
+    on_mesh = partial(jax.ShapeDtypeStruct, sharding=NamedSharding(mesh, P()))
+    placed = jax.tree.map(lambda leaf: on_mesh(leaf.shape, leaf.dtype), (arguments, also))
+    return list(jax.eval_shape(_jitted(step), *placed[0], **placed[1])[1])
+
+
+@keep_programs
+def _jitted(step: Callable) -> Callable:
+    """The step, whose trace is kept from its metrics' names to its programs."""
+    return jax.jit(step)
 
 
 @keep_programs

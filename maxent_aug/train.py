@@ -207,7 +207,9 @@ def _resume_or_begin(leg: Leg, begin: Callable[[], steps.State]) -> tuple[int, E
     """The steps of the phase done so far, and where that is in their epoch."""
     run = leg.run
     abstract = jax.eval_shape(begin)
-    names = programs.metric_names(leg.phase.step, abstract, run.data, leg.phase.unseen.share > 0)
+    sizes = run.config.batch_size, leg.phase.unseen.batch_size
+    image_shape = run.data.test_images.shape[1:]
+    names = programs.metric_names(leg.phase.step, run.mesh, abstract, image_shape, *sizes)
     sums = programs.zero_sums(names, run.mesh)
     like = {"state": abstract, "sums": sums}
     position, leaves = processes.on_first(partial(_restore, leg, like))

@@ -112,7 +112,7 @@ def test_every_phase_lowers_for_a_tpu(make):
         begin = partial(phase.begin, states[phase.follows])
         state = states[phase] = jax.eval_shape(begin, KEY)
         unseen = phase.unseen.batch_size
-        names = programs.metric_names(phase.step, state, data, unseen > 0)
+        names = programs.metric_names(phase.step, mesh, state, (8, 8, 1), 16, unseen)
         sums = programs.zero_sums(names, mesh)
         plan = programs.Plan(np.arange(48, dtype=np.int32), KEY, np.arange(9, dtype=np.int32))
         program = programs.train_program(phase.step, mesh, 16, False, phase.policy, unseen)
