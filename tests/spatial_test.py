@@ -73,6 +73,7 @@ OPTIONS = ("size", "mode", "padding_mode", "align_corners", "method")
 jit_warp = jax.jit(warp_affine, static_argnames=OPTIONS)
 jit_sample = jax.jit(grid_sample, static_argnames=OPTIONS[1:])
 jit_grid = jax.jit(affine_grid, static_argnames=("size", "align_corners"))
+quick = pytest.mark.usefixtures("quick_compilation")
 warp_cases = list(itertools.product(PADDING_MODES, (False, True), ("gather", "matmul")))
 
 
@@ -199,7 +200,9 @@ def test_affine_grid_equals_torch(shape, align_corners):
     ]
     + [("grey", mode, "zeros", False, "gather") for mode in MODES],
 )
-def test_sampling_equals_torch(shape, mode, padding_mode, align_corners, method):
+def test_sampling_equals_torch(shape, mode, padding_mode, align_corners, method, request):
+    if shape == "grey":  # the others are compiled as a user's
+        request.getfixturevalue("quick_compilation")
     case = f"{shape}/{mode}/{padding_mode}/{align_corners}"
     image, theta, cotangent = (GOLDEN[f"{shape}/{k}"] for k in ("image", "theta", "cotangent"))
     options = {"mode": mode, "padding_mode": padding_mode, "align_corners": align_corners}
@@ -302,6 +305,7 @@ def test_methods_and_the_two_calls_agree(theta, seed, padding_mode, align_corner
     chex.assert_trees_all_close(jit_sample(image, grid, **options), out, atol=2e-5)
 
 
+@quick
 @pytest.mark.parametrize("method", ["gather", "matmul"])
 def test_jit_vmap_and_a_loop_agree(method):
     images = normal(0, 4, *SHAPE)
@@ -322,6 +326,7 @@ def test_jit_vmap_and_a_loop_agree(method):
     chex.assert_trees_all_close(warp(images, theta), jax.jit(warp)(images, theta), atol=1e-5)
 
 
+@quick
 @pytest.mark.parametrize("method", ["gather", "matmul"])
 @pytest.mark.parametrize(("images", "thetas"), [((), (4,)), ((4,), ()), ((2, 1), (3,))])
 def test_leading_dimensions_broadcast(images, thetas, method):
@@ -346,6 +351,7 @@ def test_leading_dimensions_broadcast(images, thetas, method):
         chex.assert_trees_all_close(found, total, atol=1e-4, rtol=1e-4)
 
 
+@quick
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 5, 2), (5, 1, 2)])
 @pytest.mark.parametrize("align_corners", [False, True])
@@ -361,6 +367,7 @@ def test_thin_images(shape, mode, align_corners):
         )
 
 
+@quick
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("padding_mode", ["border", "reflection"])
 def test_padding_is_that_of_a_padded_image(padding_mode, align_corners):
@@ -395,6 +402,7 @@ def test_size():
 # gradients
 
 
+@quick
 @pytest.mark.parametrize(
     ("padding_mode", "method", "order", "modes"),
     [
@@ -418,6 +426,7 @@ def test_gradients_against_finite_differences(padding_mode, method, order, modes
         )
 
 
+@quick
 def test_custom_derivative_equals_autodiff_of_the_plain_formula():
     image, grid = normal(0, 2, *SHAPE), np.random.default_rng(1).uniform(-1.2, 1.2, (2, 5, 6, 2))
 
@@ -438,6 +447,7 @@ def test_custom_derivative_equals_autodiff_of_the_plain_formula():
     )
 
 
+@quick
 @pytest.mark.parametrize("channels", [1, 3])
 def test_image_gradient_of_many_pixels_is_that_of_each_image(channels):
     images = normal(0, 6, 160, 140, channels)  # more than are added up at a time
@@ -532,6 +542,7 @@ def test_other_dtypes(dtype, method):
     assert low.dtype == affine_grid(theta.astype(jnp.bfloat16), (3, 3)).dtype == jnp.float32
 
 
+@quick
 @pytest.mark.parametrize("method", ["gather", "matmul"])
 def test_matmul_precision_setting_does_not_matter(method):
     image, theta = normal(0, *SHAPE), affine_matrix(rotation=0.3, shear=0.1)
@@ -545,6 +556,7 @@ def test_matmul_precision_setting_does_not_matter(method):
         chex.assert_trees_all_close(run(), expected, atol=1e-5, rtol=1e-5)
 
 
+@quick
 @pytest.mark.parametrize("method", ["gather", "matmul"])
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("padding_mode", PADDING_MODES)
