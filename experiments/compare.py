@@ -3,7 +3,8 @@
 Policies are those of maxent_aug.policies, joined by + to apply one after the other; at most one of
 them may learn: printed and intended, the paper's augmenter by the sign of its loss; learned, which
 is trained together with its classifier, as wide as leaves images never seen about as certain; and
-replayed, a new classifier on what that augmenter did, from its first epoch on.
+replayed, a new classifier on what that augmenter did, from its first epoch on. A:B has policy A for
+half of the images and B for the others; flip+learned:B has B for those without an affine transform.
 Run it again in the same folder to resume, or to add policies and seeds.
 
   python -m experiments.compare --preset=small --seeds=3    5,000 images of CIFAR-10, a small ResNet
@@ -22,7 +23,7 @@ from jax import Array
 from scipy import stats
 
 from experiments import cli
-from experiments.named_policies import NAMES, named_policy
+from experiments.named_policies import NAMES, is_policy, named_policy
 from maxent_aug import diagnostics, losses, metrics, phases, programs, run_folder, steps, train
 from maxent_aug.config import COMPARISON_PRESETS
 from maxent_aug.processes import on_first
@@ -43,7 +44,8 @@ PICTURES = 8
 POLICIES = flags.DEFINE_list(
     "policies",
     [*SINGLE, "flip_crop+cutout", "flip+learned"],
-    f"rows of the table, of {', '.join(SINGLE)}; + joins several, at most one of the last four",
+    f"rows of the table, of {', '.join(SINGLE)}; + joins several, at most one of the last four; "
+    "A:B has A for half of the images (learned: those with an affine transform), B for the others",
 )
 
 
@@ -54,9 +56,10 @@ def main(settings: cli.Settings) -> None:
     train_set, test_set = cli.load_data(config, settings.data_dir)
     examples = cli.chosen_examples(train_set, config)
     classes, bounds = len(train_set.class_names), phases.affine_bounds(config.bounds)
+    policies = {name: _row(name, classes, bounds) for name in names}
     rows = phases.comparison(
         config,
-        {name: _row(name, classes, bounds) for name in names},
+        policies,
         train_set.images.shape[1:],
         classes,
         examples // config.batch_size,
@@ -66,7 +69,7 @@ def main(settings: cli.Settings) -> None:
         for seed in range(settings.seeds):
             run = make_run(*cli.choose(train_set, test_set, config, seed))
             for name, row in rows.items():
-                _train(run, name, row, seed)
+                _train(run, name, policies[name], row, seed)
                 on_first(partial(_write, settings, rows))
         result = on_first(partial(_write, settings, rows))
         on_first(partial(_draw_table, settings.workdir, result))
@@ -74,14 +77,18 @@ def main(settings: cli.Settings) -> None:
 
 
 def _check(names: Sequence[str]) -> tuple[str, ...]:
-    """Raises UsageError unless each name is of a policy, or of several joined by +."""
+    """Raises UsageError unless each name is of a policy, or of several joined by + and :."""
     for name in names:
-        parts = name.split("+")
-        unknown = [part for part in parts if part not in SINGLE]
-        if unknown or sum(part in LEARNED for part in parts) > 1:
+        first, colon, others = name.partition(":")
+        learned = [part for part in first.split("+") if part in LEARNED]
+        allowed = is_policy(name, tuple(LEARNED)) and len(learned) < 2
+        if colon and allowed:
+            allowed = is_policy(others) and set(learned) <= MATCHING
+        if not allowed:
             raise cli.UsageError(
                 f"--policies: {name!r} is not allowed (of {', '.join(SINGLE)}; + joins several, at "
-                "most one learned)"
+                f"most one learned; : two that do not mix images, {' or '.join(sorted(MATCHING))} "
+                "before it)"
             )
     if not names or len(set(names)) < len(names):
         raise cli.UsageError(
@@ -90,17 +97,19 @@ def _check(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _row(
-    name: str, num_classes: int, bounds: AffineBounds = WIDE_BOUNDS
-) -> tuple[programs.Policy, str | None]:
-    """The policy of all images, and the form of the learned augmenter's loss if there is one."""
-    parts = name.split("+")
-    fixed = [part for part in parts if part not in LEARNED]
-    form = next((LEARNED[part] for part in parts if part in LEARNED), None)
-    return named_policy(fixed, num_classes, bounds), form
+def _row(name: str, num_classes: int, bounds: AffineBounds = WIDE_BOUNDS) -> phases.Row:
+    first, _, others = name.partition(":")
+    form = next((LEARNED[part] for part in first.split("+") if part in LEARNED), None)
+    if form is None:
+        return phases.Row(named_policy(name, num_classes, bounds))
+    fixed = "+".join(part for part in first.split("+") if part not in LEARNED)
+    rest = named_policy(others, num_classes, bounds) if others else None
+    return phases.Row(named_policy(fixed, num_classes, bounds), form, rest)
 
 
-def _train(run: train.Run, name: str, legs: Sequence[phases.Phase], seed: int) -> None:
+def _train(
+    run: train.Run, name: str, row: phases.Row, legs: Sequence[phases.Phase], seed: int
+) -> None:
     """Trains a row with a seed, unless it is done; with the first seed draws what it does."""
     picture = run.workdir / "figures" / f"{name}.png"
 
@@ -116,8 +125,8 @@ def _train(run: train.Run, name: str, legs: Sequence[phases.Phase], seed: int) -
     for leg in legs:
         state = train.train_phase(run, leg, seed, state)
     if seed == 0:
-        learned = bool(MATCHING & set(name.split("+")))
-        versions = _versions_program(legs[-1].policy, learned)(state, run.data)
+        learned = row.form in {LEARNED[each] for each in MATCHING}
+        versions = _versions_program(row.policy, learned)(state, run.data)
         on_first(partial(_draw_versions, picture, name, *jax.device_get(versions)))
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from jax import Array
 
 from experiments import cli
-from experiments.named_policies import NAMES, named_policy
+from experiments.named_policies import KNOWN, is_policy, named_policy
 from maxent_aug import (
     diagnostics,
     load_augmenter,
@@ -44,13 +44,16 @@ PICTURES, DRAWS = 8, 8
 def main(settings: cli.Settings) -> None:
     """Trains for all seeds; writes each augmenter, and what came out, to the run's folder."""
     config = settings.config
-    names = _check(config.policy)
+    _check(config.policy)
     train_set, test_set = cli.load_data(config, settings.data_dir)
     classes, shape = len(train_set.class_names), train_set.images.shape[1:]
     examples = cli.chosen_examples(train_set, config)
     steps_per_epoch = examples // config.batch_size
-    policy = named_policy(names, classes, phases.affine_bounds(config.bounds))
-    legs = phases.learning(config, policy, shape, classes, steps_per_epoch)
+    policy, *others = (
+        named_policy(part, classes, phases.affine_bounds(config.bounds))
+        for part in config.policy.split(":")
+    )
+    legs = phases.learning(config, policy, shape, classes, steps_per_epoch, *others)
     with cli.open_run(settings, train_set, test_set, legs) as make_run:
         pictured: Any = None
         for seed in range(settings.seeds):
@@ -65,15 +68,10 @@ def main(settings: cli.Settings) -> None:
     _print(settings.workdir, result)
 
 
-def _check(policy: str) -> list[str]:
-    """The names joined in --config.policy. Raises UsageError."""
-    names = policy.split("+")
-    if unknown := [name for name in names if name not in NAMES]:
-        raise cli.UsageError(
-            f"--config.policy: {unknown[0]!r} is not allowed (of {', '.join(NAMES)}; + joins "
-            "several)"
-        )
-    return names
+def _check(policy: str) -> None:
+    """Raises UsageError."""
+    if not is_policy(policy):
+        raise cli.UsageError(f"--config.policy={policy} is not allowed ({KNOWN})")
 
 
 def _pictured(classifier: steps.ModelState, on_device: programs.Data) -> tuple[Array, Array]:
@@ -92,7 +90,8 @@ def _save(
 ) -> None:
     mean, sd, running = jax.device_get((on_device.mean, on_device.sd, augmenter.batch_stats))
     shape = on_device.test_images.shape[1:]
-    module = phases.make_augmenter(settings.config, shape[-1])
+    alone = ":" in settings.config.policy
+    module = phases.make_augmenter(settings.config, shape[-1], others_alone=alone)
     save_augmenter(
         _file(settings.workdir, seed),
         module.clone(uncertainty=float(running["unseen"])),
@@ -168,7 +167,8 @@ def _figures(
             "each in words. The box that they are drawn from follows from how certain the "
             "classifier is of the image. Wanted are draws that differ and can still be recognised. "
             "While it trains, the share learned.share of the images gets such an affine transform, "
-            "the others are shifted by whole pixels. Of colour images the colours change in all.",
+            "the others are shifted by whole pixels, and of colour images the colours change in "
+            "all; if they have a policy of their own, after a colon, the others have that alone.",
         ),
         "half_widths": (
             figures.half_widths(records),

@@ -1,4 +1,4 @@
-"""The policies of `maxent_aug.policies` by name, joined by + to apply one after the other."""
+"""The policies of `maxent_aug.policies` by name, joined by + and :, as flags take them."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -23,18 +23,33 @@ IMAGE_POLICIES = {
 MIXING_POLICIES = {"mixup": policies.mixup, "cutmix": policies.cutmix}
 AFFINE = ("random_affine", "half_affine")  # within bounds
 NAMES = (*IMAGE_POLICIES, *AFFINE, *MIXING_POLICIES, "entropy_magnitude")
+KNOWN = f"of {', '.join(NAMES)}; + joins several, : two of these that do not mix images"
+
+
+def is_policy(text: str, more: Sequence[str] = ()) -> bool:
+    """Whether `text` is what `named_policy` takes, with more names than its own."""
+    halves = [half.split("+") for half in text.split(":")]
+    forbidden = MIXING_POLICIES if len(halves) == 2 else ()
+    return len(halves) <= 2 and all(
+        name in (*NAMES, *more) and name not in forbidden for half in halves for name in half
+    )
 
 
 def named_policy(
-    names: Sequence[str], num_classes: int, bounds: AffineBounds = WIDE_BOUNDS
+    text: str, num_classes: int, bounds: AffineBounds = WIDE_BOUNDS
 ) -> programs.Policy:
     """One policy after the other, each with a key of its own.
 
     Args:
-      names: of NAMES; none leaves the images as they are.
+      text: names of NAMES joined by +; two such, joined by :, are each for one half of the images,
+        drawn anew for every batch; empty leaves the images as they are.
       num_classes: of the probabilities that mixing policies return.
       bounds: of random affine transforms.
     """
+    if ":" in text:
+        first, others = (named_policy(half, num_classes, bounds) for half in text.split(":"))
+        return programs.either(first, others, lambda key, n: jax.random.bernoulli(key, 0.5, (n,)))
+    names = text.split("+") if text else []
     return partial(_apply, [_policy(name, num_classes, bounds) for name in names])
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from experiments import cli
-from experiments.named_policies import AFFINE, NAMES, named_policy
+from experiments.named_policies import AFFINE, KNOWN, is_policy, named_policy
 from maxent_aug import metrics, phases, run_folder, train
 from maxent_aug.config import SEARCH_PRESETS, Bounds, Search
 from maxent_aug.processes import on_first
@@ -28,13 +28,13 @@ from maxent_aug.progress import duration
 def main(settings: cli.Settings) -> None:
     """Trains every trial with every seed, and writes what came out to the run's folder."""
     config = settings.config
-    names = _check(config)
+    _check(config)
     train_set, test_set = cli.load_data(config, settings.data_dir)
     classes, shape = len(train_set.class_names), train_set.images.shape[1:]
     examples = cli.chosen_examples(train_set, config)
     trials = {f"trial-{i:02}": draw(config.bounds, i) for i in range(config.trials)}
     policies = {
-        name: named_policy(names, classes, phases.affine_bounds(bounds))
+        name: named_policy(config.policy, classes, phases.affine_bounds(bounds))
         for name, bounds in trials.items()
     }
     legs = phases.search(config, policies, shape, classes, examples // config.batch_size)
@@ -47,20 +47,17 @@ def main(settings: cli.Settings) -> None:
     _print(settings, result)
 
 
-def _check(config: Search) -> list[str]:
-    """The names joined in --config.policy. Raises UsageError."""
-    names = config.policy.split("+")
-    unknown = [name for name in names if name not in NAMES]
-    if unknown or not set(names) & set(AFFINE):
+def _check(config: Search) -> None:
+    """Raises UsageError unless there is a policy with bounds, and images to choose by."""
+    if not is_policy(config.policy) or not any(name in config.policy for name in AFFINE):
         raise cli.UsageError(
-            f"--config.policy={config.policy} is not allowed (of {', '.join(NAMES)}; + joins "
-            f"several; one of {', '.join(AFFINE)} among them)"
+            f"--config.policy={config.policy} is not allowed ({KNOWN}; one of {', '.join(AFFINE)} "
+            "among them)"
         )
     if not config.data.held_out:
         raise cli.UsageError(
             "--config.data.held_out=0 is not allowed: a search needs training images to choose by"
         )
-    return names
 
 
 def draw(most: Bounds, trial: int) -> Bounds:

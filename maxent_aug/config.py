@@ -307,7 +307,8 @@ class Search(Training):
 
     policy: str = _field(
         "half_affine",
-        "of all images, within each trial's bounds: one of experiments.compare's, + joins several",
+        "of all images, within each trial's bounds: one of experiments.compare's, + joins several, "
+        ": two, for half of the images each",
     )
     trials: int = _field(20, "random bounds, uniform within config.bounds", low=1)
     epochs: SearchEpochs = SearchEpochs()
@@ -326,7 +327,8 @@ class Learning(Training):
 
     policy: str = _field(
         "flip",
-        "of all images, before the augmenter: one of experiments.compare's, + joins several",
+        "of all images, before the augmenter: one of experiments.compare's, + joins several; after "
+        "a colon, of those that get no affine transform, in place of it",
     )
     epochs: LearningEpochs = LearningEpochs()
     classifier: ScheduledClassifier = ScheduledClassifier()

@@ -239,11 +239,12 @@ class StochasticAugmenter(nn.Module):
       least_width: above 0.
       share: of the images that get an affine transform.
       others_shift: by which the other images are shifted at most, to either side and up or down, as
-        a share of width and height; by whole pixels, and so without blur.
+        a share of width and height; by whole pixels, and so without blur. None leaves them as they
+        are, their colours, too.
       uncertainty: assumed of images whose uncertainty is not given.
       hidden: units of the network from uncertainty to box.
       color: bounds of four coordinates more, of `adjust_color`, for images of three channels, all
-        of which they change; None leaves colours as they are.
+        of which they change (but see others_shift); None leaves colours as they are.
     """
 
     bounds: AffineBounds = WIDE_BOUNDS
@@ -252,7 +253,7 @@ class StochasticAugmenter(nn.Module):
     start_width: float = 0.5
     least_width: float = 0.02
     share: float = 0.5
-    others_shift: float = 0.0
+    others_shift: float | None = 0.0
     uncertainty: float = 0.2
     hidden: int = 64
     color: ColorBounds | None = None
@@ -322,7 +323,13 @@ class StochasticAugmenter(nn.Module):
         if chosen is None:
             chosen = jax.random.bernoulli(chosen_key, float(self.share), images.shape[:1])
         theta, color = self.draw(self._boxes(images, uncertainty), draw_key)
-        theta = jnp.where(chosen[:, None, None], theta, self._shift(images, shift_key))
+        if self.others_shift is None:
+            theta = jnp.where(chosen[:, None, None], theta, jnp.eye(2, 3))
+            changed = self._change(images, theta, color)
+            color = None if color is None else jnp.where(chosen[:, None], color, 0.0)
+            return jnp.where(chosen[:, None, None, None], changed, images), theta, color
+        shift = self._shift(images, shift_key, self.others_shift)
+        theta = jnp.where(chosen[:, None, None], theta, shift)
         return self._change(images, theta, color), theta, color
 
     def transform(
@@ -347,11 +354,11 @@ class StochasticAugmenter(nn.Module):
         warped = warp_affine(images, theta, mode=mode, padding_mode=padding_mode)
         return warped if color is None else adjust_color(warped, color)
 
-    def _shift(self, images: Array, key: Array) -> Array:
+    def _shift(self, images: Array, key: Array, most_of_size: float) -> Array:
         """theta [B, 2, 3] of a shift by whole pixels."""
         batch, height, width, _ = images.shape
         size = np.array([width, height])
-        most = np.rint(self.others_shift * size).astype(int)
+        most = np.rint(most_of_size * size).astype(int)
         pixels = jax.random.randint(key, (batch, 2), -most, most + 1)
         return affine_matrix(translation=2 * pixels / size)
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -54,6 +54,19 @@ class Phase:
     @property
     def name(self) -> str:
         return self.kind if self.branch == self.kind else f"{self.branch}-{self.kind}"
+
+
+class Row(NamedTuple):
+    """Of a comparison.
+
+    The policy of all images; what the augmenter learns from: a form of the paper's loss, "unseen"
+    images (`steps.joint_step`), these and "replayed", or None for no augmenter; and, if one that
+    learns from unseen images leaves those without an affine transform alone, their policy.
+    """
+
+    policy: programs.Policy
+    form: str | None = None
+    others: programs.Policy | None = None
 
 
 def schedule(config: Config, image_shape: tuple[int, ...], num_classes: int) -> tuple[Phase, ...]:
@@ -127,7 +140,7 @@ def ablation(
 
 def comparison(
     config: Comparison,
-    rows: Mapping[str, tuple[programs.Policy, str | None]],
+    rows: Mapping[str, Row],
     image_shape: tuple[int, ...],
     num_classes: int,
     steps_per_epoch: int,
@@ -141,9 +154,7 @@ def comparison(
 
     Args:
       config: of all rows.
-      rows: by name, the policy of all images and what the augmenter learns from: a form of the
-        paper's loss, "unseen" images (`steps.joint_step`), these and "replayed", or None for no
-        augmenter.
+      rows: by name.
       image_shape: (H, W, C).
       num_classes: m.
       steps_per_epoch: with config.epochs.train, the length of the cosine.
@@ -154,7 +165,7 @@ def comparison(
     begin = _begin_scheduled(config, image_shape, num_classes, steps_per_epoch)
     begin_augment = _begin_augment(config.augmenter, config.discriminator, image_shape)
     half, phases, joints = config.epochs.train // 2, {}, {}
-    for row, (policy, form) in rows.items():
+    for row, (policy, form, others) in rows.items():
         train = partial(Phase, row, policy=policy)
         if form is None:
             phases[row] = (train("train", config.epochs.train, begin, *_CLASSIFIER),)
@@ -162,7 +173,7 @@ def comparison(
         if form in ("unseen", "replayed"):
             branch = row.replace("replayed", "learned")
             if branch not in joints:
-                joint = _joint(branch, config, begin, policy, image_shape, steps_per_epoch)
+                joint = _joint(branch, config, begin, policy, image_shape, others)
                 joints[branch] = _recorded(joint, joint.epochs * steps_per_epoch)
             joint = joints[branch]
             updates = joint.epochs * steps_per_epoch
@@ -209,6 +220,7 @@ def learning(
     image_shape: tuple[int, ...],
     num_classes: int,
     steps_per_epoch: int,
+    others: programs.Policy | None = None,
 ) -> tuple[Phase, Phase]:
     """A classifier and a stochastic augmenter together, then the classifier alone, on all images.
 
@@ -220,9 +232,10 @@ def learning(
       image_shape: (H, W, C).
       num_classes: m.
       steps_per_epoch: with config.epochs.train, the length of the cosine.
+      others: of `Row`.
     """
     begin = _begin_scheduled(config, image_shape, num_classes, steps_per_epoch)
-    joint = _joint("learned", config, begin, policy, image_shape, steps_per_epoch)
+    joint = _joint("learned", config, begin, policy, image_shape, others)
     return joint, _rest(config, joint)
 
 
@@ -239,8 +252,13 @@ def color_bounds(limits: ColorLimits) -> ColorBounds:
     return ColorBounds(limits.brightness, contrast, saturation, math.radians(limits.hue))
 
 
-def make_augmenter(config: Comparison | Learning, channels: int) -> models.StochasticAugmenter:
-    """The network that the configuration describes, for images of so many channels."""
+def make_augmenter(
+    config: Comparison | Learning, channels: int, *, others_alone: bool = False
+) -> models.StochasticAugmenter:
+    """The network that the configuration describes, for images of so many channels.
+
+    With others_alone it leaves those without an affine transform as they are.
+    """
     learned = config.learned
     return models.StochasticAugmenter(
         bounds=affine_bounds(config.bounds),
@@ -249,7 +267,7 @@ def make_augmenter(config: Comparison | Learning, channels: int) -> models.Stoch
         padding_mode=learned.padding_mode,
         start_width=learned.start_width,
         share=learned.share,
-        others_shift=learned.others_shift,
+        others_shift=None if others_alone else learned.others_shift,
     )
 
 
@@ -259,12 +277,19 @@ def _joint(
     begin_classifier: Callable[..., steps.State],
     policy: programs.Policy,
     image_shape: tuple[int, ...],
-    steps_per_epoch: int,
+    others: programs.Policy | None,
 ) -> Phase:
     """Classifier and augmenter together."""
     learned, epochs = config.learned, config.epochs.train
     together = min(epochs - 1, max(1, round(learned.together * epochs)))
-    augmenter = make_augmenter(config, image_shape[-1])
+    augmenter = make_augmenter(config, image_shape[-1], others_alone=others is not None)
+    if others is not None:  # for the very images that `steps.frozen_step` leaves alone
+
+        def transformed(key: Array, count: int) -> Array:
+            del key
+            return steps.first_of_groups(count, *augmenter.partition(count))
+
+        policy = programs.either(policy, others, transformed)
     tx = optax.adam(learned.learning_rate)
 
     def begin(start: None, key: Array) -> steps.State:

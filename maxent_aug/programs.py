@@ -91,6 +91,28 @@ def unchanged(
     return images, labels
 
 
+def either(first: Policy, others: Policy, choose: Callable[[Array, int], Array]) -> Policy:
+    """The first policy for the images that are chosen, of the other ones the other policy.
+
+    Args:
+      first, others: neither changes the labels.
+      choose: (key, B) -> [B] bool.
+    """
+
+    def policy(
+        key: Array, images: Array, labels: Array, classify: Callable[[Array], Array]
+    ) -> tuple[Array, Array]:
+        choice, *keys = jax.random.split(key, 3)
+        results = [
+            changes(key, images, labels, classify)[0]
+            for changes, key in zip((first, others), keys, strict=True)
+        ]
+        chosen = choose(choice, len(images))
+        return jnp.where(chosen[:, None, None, None], *results), labels
+
+    return policy
+
+
 def put(mesh: Mesh, *arrays: Any) -> tuple[Any, ...]:
     """Copies to all devices, explicitly, so that a transfer guard may forbid what is not meant.
 

@@ -131,10 +131,15 @@ def frozen_step(state: State, images: Array, labels: Array, key: Array) -> tuple
     seen = losses.uncertainty(state.classifier(_first(images, groups, number)))
     others = (0, 0), (0, count // groups - number)
     uncertainty = jnp.pad(seen.reshape(groups, number), others, constant_values=seen.mean())
-    chosen = jnp.arange(count) % (count // groups) < number
+    chosen = first_of_groups(count, groups, number)
     augmented, _ = augmenter(images, key, uncertainty.reshape(count), chosen)
     classifier, metrics = _classifier_update(state.classifier, augmented, labels)
     return state.replace(classifier=classifier), metrics
+
+
+def first_of_groups(count: int, groups: int, number: int) -> Array:
+    """[count] bool: the first `number` of each of so many equal groups of a batch."""
+    return jnp.arange(count) % (count // groups) < number
 
 
 def _first(batch: Array, groups: int, number: int) -> Array:

@@ -15,14 +15,14 @@ from absl import flags
 from scipy import stats
 
 from experiments import cli, compare
-from maxent_aug import metrics, phases, policies, train
+from maxent_aug import metrics, phases, policies, steps, train
 from maxent_aug.config import COMPARISON_PRESETS, ComparedEpochs, Comparison
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 CONFIG = Comparison(
     epochs=ComparedEpochs(train=2, augment=1), batch_size=16, eval_batch_size=16, evaluate_every=2
 )
-ROWS = ("flip+cutmix", "flip+intended", "flip+learned", "flip+replayed")
+ROWS = ("flip+cutmix", "flip+intended", "flip+learned:cutout", "flip+replayed:cutout")
 known_legs = {}
 
 
@@ -108,7 +108,7 @@ def test_a_row_applies_its_policies_in_order_with_keys_of_their_own():
     key = jax.random.key(3)
     images = jax.random.randint(jax.random.key(0), (16, 8, 8, 1), 0, 256).astype(jnp.uint8)
     labels = jnp.arange(16) % 10
-    policy, form = compare._row("flip+flip_crop+mixup+printed", 10)
+    policy, form, _ = compare._row("flip+flip_crop+mixup+printed", 10)
     assert form == "printed"
     got = jax.jit(lambda key: policy(key, images, labels, None))(key)
     first, second, third = (jax.random.fold_in(key, i) for i in range(3))
@@ -117,9 +117,36 @@ def test_a_row_applies_its_policies_in_order_with_keys_of_their_own():
     chex.assert_trees_all_equal(got, mix(third, moved, labels))
 
 
+def test_a_colon_divides_the_images():
+    """Halves anew for every batch; where one learns, those that it transforms and the others."""
+    images = jax.random.randint(jax.random.key(0), (64, 8, 8, 3), 0, 256).astype(jnp.uint8)
+    labels = jnp.arange(64) % 10
+    row = compare._row("identity:cutout", 10)
+    assert row.form is row.others is None
+    chosen = []
+    for seed in range(2):
+        changed, kept = jax.jit(lambda key: row.policy(key, images, labels, None))(
+            jax.random.key(seed)
+        )
+        np.testing.assert_array_equal(kept, labels)
+        chosen.append(np.any(changed != images, axis=(1, 2, 3)))
+        assert 16 < chosen[-1].sum() < 48
+    assert (chosen[0] != chosen[1]).any()
+
+    row = compare._row("learned:cutout", 10)
+    assert row.form == "unseen" and row.others is not None
+    config = COMPARISON_PRESETS["small"]
+    (joint, rest), *_ = phases.comparison(config, {"": row}, (8, 8, 3), 10, 3).values()
+    mixed, _ = jax.jit(lambda key: joint.policy(key, images, labels, None))(jax.random.key(1))
+    augmenter = phases.make_augmenter(config, 3, others_alone=True)
+    chosen = np.array(steps.first_of_groups(64, *augmenter.partition(64)))
+    assert chosen.sum() == 32 and rest.policy is joint.policy
+    np.testing.assert_array_equal(np.any(mixed != images, axis=(1, 2, 3)), ~chosen)
+
+
 def test_entropy_magnitude_asks_the_classifier():
     images = jax.random.randint(jax.random.key(0), (64, 8, 8, 1), 0, 256).astype(jnp.uint8)
-    policy, _ = compare._row("entropy_magnitude", 10)
+    policy = compare._row("entropy_magnitude", 10).policy
     labels = jnp.zeros(64, jnp.int32)
     outcomes = []
     run = jax.jit(
@@ -133,7 +160,21 @@ def test_entropy_magnitude_asks_the_classifier():
 
 
 @pytest.mark.parametrize(
-    "names", [[], ["flip", "flip"], ["flop"], ["flip+"], ["printed+intended"], ["flip,crop"]]
+    "names",
+    [
+        [],
+        ["flip", "flip"],
+        ["flop"],
+        ["flip+"],
+        ["printed+intended"],
+        ["flip,crop"],
+        ["flip:"],
+        [":flip"],
+        ["flip:cutout:identity"],
+        ["flip:mixup"],
+        ["printed:flip"],
+        ["flip:learned"],
+    ],
 )
 def test_wrong_policies_are_refused_before_anything(go, names, tmp_path):
     with pytest.raises(cli.UsageError, match="--policies"):

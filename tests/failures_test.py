@@ -135,7 +135,7 @@ def legs_of_active_learning(settings):
 
 def legs_of_search(settings):
     bounds = phases.affine_bounds(search.draw(settings.bounds, 0))
-    trials = {"trial-00": named_policy(["half_affine"], 10, bounds)}
+    trials = {"trial-00": named_policy("half_affine", 10, bounds)}
     steps_per_epoch = IMAGES // settings.batch_size
     return tuple(phases.search(settings, trials, SHAPE, 10, steps_per_epoch).values())
 

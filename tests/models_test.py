@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maxent_aug import ColorBounds, adjust_color, models
+from maxent_aug import ColorBounds, adjust_color, models, steps
 from maxent_aug.spatial import WIDE_BOUNDS, decompose_affine, warp_affine
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -209,6 +209,25 @@ def test_a_stochastic_augmenter_shifts_the_others_by_whole_pixels():
         x, y = np.round(pixels[i]).astype(int) + 2
         shifted = padded[i, y : y + height, x : x + width]
         np.testing.assert_allclose(augmented[i], shifted, atol=1e-5)
+
+
+def test_a_stochastic_augmenter_leaves_the_others_alone():
+    """With colours, too, to the last bit; the chosen ones have what they have in any case."""
+    options = {"share": 0.25, "color": ColorBounds(), "start_width": 0.5}
+    images = jax.random.normal(jax.random.key(0), (40, 8, 8, 3))
+    found = []
+    for shift in (None, 0.25):
+        module = models.StochasticAugmenter(others_shift=shift, **options)
+        variables = module.init(jax.random.key(1), images[:1], jax.random.key(2))
+        chosen = steps.first_of_groups(40, *module.partition(40))
+        arguments = images, jax.random.key(3), None, chosen
+        found.append(jax.jit(partial(module.apply, method="augment"))(variables, *arguments))
+    (augmented, theta, color), shifted = found
+    np.testing.assert_array_equal(augmented[~chosen], images[~chosen])
+    assert not color[~chosen].any() and (theta[~chosen] == np.eye(2, 3)).all()
+    for alone, beside in zip((augmented, theta, color), shifted, strict=True):
+        np.testing.assert_array_equal(alone[chosen], beside[chosen])
+    assert np.all(np.any(augmented[chosen] != images[chosen], axis=(1, 2, 3)))
 
 
 def test_a_stochastic_augmenter_has_a_gradient_in_every_width():

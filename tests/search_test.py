@@ -104,7 +104,7 @@ def test_half_affine_transforms_half_of_the_images_within_its_bounds():
     labels = jnp.zeros(400, jnp.int32)
     none = phases.affine_bounds(Bounds(0.0, 0.0, 1.0, 1.0, 0.0))
     for bounds, whole_pixels in ((none, 1.0), (WIDE_BOUNDS, 0.5)):
-        policy = named_policy(["half_affine"], 10, bounds)
+        policy = named_policy("half_affine", 10, bounds)
         out, same = jax.jit(lambda key, p=policy: p(key, images, labels, None))(jax.random.key(0))
         inside = np.asarray(out)[:, 8:16, 8:24, 0]
         step = np.abs(np.diff(inside, axis=2))  # of an image that is not resampled: a pixel's
