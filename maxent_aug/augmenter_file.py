@@ -78,7 +78,8 @@ def load_augmenter(
         `experiments.learn`.
       share: of the images that get an affine transform, above 0, at most 1; by default as in its
         training. The others are shifted by whole pixels, if its training had them so. Colours, if
-        it has learned to change them, change in all.
+        it has learned to change them, change in all; but if its training had a policy of their own
+        for the others (`--config.policy=A:B`), they are left as they are.
       with_color: whether to return these changes, too.
 
     Returns:
@@ -226,7 +227,9 @@ def _description(loaded: _Loaded) -> dict[str, Any]:
         },
         "color_bounds": module.color
         and {
-            "of": "all images, whatever share_transformed is",
+            "of": "all images, whatever share_transformed is"
+            if module.others_shift is not None
+            else "the images that get an affine transform",
             "units": "brightness: sd of normalised images; hue: radians; the others: as they are",
             **module.color._asdict(),
         },

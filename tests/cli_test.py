@@ -219,7 +219,10 @@ def test_every_field_of_every_experiment_refuses(refused, experiment):
     [
         *[("compare", f"--policies={p}") for p in ("", "flop", "flip,flip", "flip+", "+", "Flip")],
         *[("compare", f"--policies={p}") for p in ("printed+intended", "flip,", "learned+learned")],
-        *[("learn", f"--config.policy={p}") for p in ("+", "flip+", " flip", "learned", "flip,")],
+        *[
+            ("learn", f"--config.policy={p}")
+            for p in ("+", "flip+", " flip", "learned", "flip,", ":flip", "flip:mixup")
+        ],
         *[("active_learning", f"--strategies={s}") for s in ("", "margins", "margin,margin")],
         *[("active_learning", f"--config.labels.first={n}") for n in (8, 1438, HUGE)],
         *[("active_learning", f"--config.labels.{f}={HUGE}") for f in ("query", "rounds")],

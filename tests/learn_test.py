@@ -90,7 +90,10 @@ def test_unasked_bounds_are_those_of_the_library():
 def test_the_file_is_the_augmenter_of_the_run_with_the_bounds_asked_for(
     go, tmp_path, monkeypatch, capsys
 ):
-    """Of digits in three channels, of which colours are learned, too, and kept in the file."""
+    """Of digits in three channels, of which colours are learned, too, and kept in the file.
+
+    It leaves half of them alone, which have a policy of their own.
+    """
     sets = [
         dataclasses.replace(each, images=np.repeat(each.images, 3, axis=-1))
         for each in cli.load_data()
@@ -98,7 +101,14 @@ def test_the_file_is_the_augmenter_of_the_run_with_the_bounds_asked_for(
     monkeypatch.setattr(cli, "load_data", lambda *_: sets)
     bounds = Bounds(shift=0.0, rotation=180.0, scale=1.0, aspect=1.0, shear=0.0)
     limits = ColorLimits(contrast=10.0, hue=180.0)
-    result = go(tmp_path, config=dataclasses.replace(CONFIG, bounds=bounds, color_bounds=limits))
+    config = dataclasses.replace(
+        CONFIG,
+        policy="flip_crop:cutout",
+        learned=dataclasses.replace(CONFIG.learned, share=0.5),
+        bounds=bounds,
+        color_bounds=limits,
+    )
+    result = go(tmp_path, config=config)
     printed, last = capsys.readouterr().out, metrics.read(tmp_path / "metrics.jsonl")[-1]
     assert 0.02 < last["half_width_shear"] < 1
     for name in ColorBounds._fields:
@@ -108,8 +118,13 @@ def test_the_file_is_the_augmenter_of_the_run_with_the_bounds_asked_for(
     images = sets[1].images
     augment = load_augmenter(tmp_path / "augmenter.npz", with_color=True)
     augmented, theta, color = augment(jax.random.key(1), images)
+    alone = (theta == np.eye(2, 3)).all((1, 2))
+    assert 0 < alone.sum() < len(images) and not color[alone].any()
+    np.testing.assert_array_equal(augmented[alone], images[alone])
+    augment = load_augmenter(tmp_path / "augmenter.npz", share=1.0, with_color=True)
+    augmented, theta, color = augment(jax.random.key(1), images)
     assert augmented.shape == images.shape and augmented.dtype == np.uint8
-    assert np.all(np.abs(theta - np.eye(2, 3)).max((1, 2)) > 1e-4)  # share is 1
+    assert np.all(np.abs(theta - np.eye(2, 3)).max((1, 2)) > 1e-4)
     parts = decompose_affine(theta)
     assert np.abs(parts["rotation"]).max() > np.radians(45)
     for name in ("translation", "log_scale", "log_aspect", "shear"):
@@ -124,5 +139,7 @@ def test_the_file_is_the_augmenter_of_the_run_with_the_bounds_asked_for(
 
 
 def test_an_unknown_policy_is_named():
-    with pytest.raises(cli.UsageError, match=r"--config.policy: 'warp' is not allowed \(of ident"):
+    with pytest.raises(
+        cli.UsageError, match=r"--config.policy=flip\+warp is not allowed \(of ident"
+    ):
         learn._check("flip+warp")
