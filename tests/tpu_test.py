@@ -90,7 +90,7 @@ def compared():
     config = Comparison(epochs=ComparedEpochs(train=2), batch_size=16)
     tiny = partial(models.ResNet, stage_sizes=(1,), width=4)
     with mock.patch.object(models, "ResNet18", tiny):
-        rows = {"learned": (programs.unchanged, "unseen")}
+        rows = {"learned": phases.Row(programs.unchanged, "unseen")}
         return {p.name: p for p in phases.comparison(config, rows, (8, 8, 1), 10, 3)["learned"]}
 
 

@@ -343,7 +343,7 @@ def joint():
     config = Comparison(epochs=ComparedEpochs(train=2), batch_size=16, learned=learned)
     tiny = partial(models.ResNet, stage_sizes=(1,), width=4)
     with mock.patch.object(models, "ResNet18", tiny):
-        rows = {"learned": (programs.unchanged, "unseen")}
+        rows = {"learned": phases.Row(programs.unchanged, "unseen")}
         joint, rest = phases.comparison(config, rows, (8, 8, 1), 10, STEPS)["learned"]
     assert joint.epochs + rest.epochs == 2 and rest.unseen.share == 0
     return joint
