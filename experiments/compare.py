@@ -267,13 +267,14 @@ def _draw_table(workdir: Path, result: Mapping[str, Any]) -> None:
 
 def _print(settings: cli.Settings, result: Mapping[str, Any]) -> None:
     heads = [f"- {control} (95 %)" for control in CONTROLS]
-    print(f"\n{'':<24}accuracy      sd   n{heads[0]:>28}{heads[1]:>28}  time / identity")
+    wide = max(map(len, (*result["table"], "entropy_magnitude")))
+    print(f"\n{'':<{wide + 4}}accuracy      sd   n{heads[0]:>28}{heads[1]:>28}  time / identity")
     for name, row in result["table"].items():
         sd = "     -" if row["sd"] is None else f"{row['sd']:.4f}"
         against = "".join(f"{_interval(row.get(f'to_{control}')):>28}" for control in CONTROLS)
         ratio = row["seconds_to_identity"]
         time = "-" if ratio is None else f"{ratio:.2f}"
-        print(f"  {name:<22}  {row['mean']:.4f}  {sd}  {row['n']:>2}{against}{time:>17}")
+        print(f"  {name:<{wide}}  {row['mean']:.4f}  {sd}  {row['n']:>2}{against}{time:>17}")
     print(f"\n{result['note']}")
     print(f"{duration(result['seconds'])} on {result['device']}")
     print(f"compare.json, and in figures a plot and a picture of each row, in {settings.workdir}")
