@@ -92,7 +92,7 @@ def unchanged(
 
 
 def either(first: Policy, others: Policy, choose: Callable[[Array, int], Array]) -> Policy:
-    """The first policy for the images that are chosen, of the other ones the other policy.
+    """The first policy for the images that are chosen, the other one for the rest.
 
     Args:
       first, others: neither changes the labels.
