@@ -71,8 +71,8 @@ from maxent_aug import programs
 from maxent_aug.config import PRESETS
 compiled = programs.train_program
 def first_step(*arguments, **options):
-    def run(*inputs):
-        state, sums = jax.block_until_ready(compiled(*arguments, **options)(*inputs))
+    def run(*inputs, **learns):
+        state, sums = jax.block_until_ready(compiled(*arguments, **options)(*inputs, **learns))
         print(sums["metrics"]["loss"], flush=True)
         os._exit(0)
     return run
@@ -314,7 +314,7 @@ def streams(scratch: Path, batch: int, count: int) -> dict[str, peers.Contender]
     plan = programs.plan_program(mesh)(*inputs)
 
     def read() -> Iterator[Sequence[jax.Array]]:
-        return programs.stream(stored.images, mesh, plan, batch, 0, 0)
+        return programs.stream(stored.images, mesh, plan, batch, programs.ALL_SEEN, 0)
 
     def epoch(read: Callable[[], Iterator[Sequence[jax.Array]]]) -> tuple[jax.Array]:
         at, sums = jax.tree.map(jnp.copy, state), programs.zero_sums(names, mesh)

@@ -206,7 +206,9 @@ class ScheduledClassifier:
 
 @dataclass(frozen=True)
 class MatchingAugmenter:
-    learning_rate: float = _field(3e-3, "Adam's; constant", above=0, high=LARGE)
+    learning_rate: float = _field(
+        3e-3, "Adam's; constant; times the square root of interval", above=0, high=LARGE
+    )
     unseen: float = _field(
         0.05,
         "share of the training images that the classifier does not train on while the augmenter "
@@ -222,7 +224,13 @@ class MatchingAugmenter:
         high=1,
     )
     every: int = _field(
-        8, "the augmenter learns from one unseen image for so many of a batch", low=1
+        8, "the augmenter learns from one unseen image for so many that are trained on", low=1
+    )
+    interval: int = _field(
+        1,
+        "steps of the classifier for each of the augmenter, then from so many times the images",
+        low=1,
+        high=1000,
     )
     share: float = _field(0.5, "of the images that get an affine transform", above=0, high=1)
     others_shift: float = _field(

@@ -193,9 +193,8 @@ def channel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _chunks(images: Any, size: int = 256) -> Iterator[np.ndarray]:
     """The images, some at a time."""
     if isinstance(images, stored.StoredImages):
-        whole = len(images) // size * size
-        yield from stored.batches(images, np.arange(whole).reshape(-1, size))
-        yield from (images[i][None] for i in range(whole, len(images)))
+        every = np.arange(len(images))
+        yield from stored.batches(images, np.split(every, range(size, len(images), size)))
     else:
         yield from (images[start : start + size] for start in range(0, len(images), size))
 

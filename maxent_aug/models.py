@@ -267,7 +267,7 @@ class StochasticAugmenter(nn.Module):
         outputs = len(self.bounds) + len(self.color or ())
         self.output_layer = nn.Dense(outputs, kernel_init=zeros, bias_init=bias)
         if self.is_initializing():  # what `matching_step` remembers
-            for name in ("augmented", "unseen"):
+            for name in ("augmented", "unseen", "half_width"):
                 self.variable("batch_stats", name, jnp.zeros, ())
 
     def box(self, uncertainty: Array) -> Box:

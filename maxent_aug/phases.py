@@ -34,6 +34,7 @@ from maxent_aug.spatial import DEFAULT_BOUNDS, AffineBounds
 # is trained in one phase begins as one that is pretrained.
 KINDS = {"pretrain": 0, "augment": 1, "finetune": 2, "train": 0, "joint": 0, "replay": 0}
 SNAPSHOTS = 20  # of an augmenter, for a replay
+MEMORY = 0.98  # of the running means of `steps.matching_step`, for each step of the classifier
 LAST_UPDATE = 2**31 - 1  # optimisers count in int32
 
 
@@ -290,15 +291,24 @@ def _joint(
             return steps.first_of_groups(count, *augmenter.partition(count))
 
         policy = programs.either(policy, others, transformed)
-    tx = optax.adam(learned.learning_rate)
+    interval = learned.interval
+    # Of fewer and larger batches: Malladi et al. 2022, https://arxiv.org/abs/2205.10287.
+    rate = learned.learning_rate * interval**0.5
+    tx = optax.adam(rate, b1=0.9**interval, b2=0.999**interval)
 
     def begin(start: None, key: Array) -> steps.State:
         augmenter_key = jax.random.fold_in(key, 1)
         created = steps.create_model_state(augmenter, augmenter_key, image_shape, tx, key)
         return begin_classifier(start, key).replace(augmenter=created)
 
-    step = partial(steps.joint_step, tolerance=learned.tolerance, strictness=learned.strictness)
-    unseen = programs.Unseen(learned.unseen, max(1, config.batch_size // learned.every))
+    step = partial(
+        steps.joint_step,
+        tolerance=learned.tolerance,
+        strictness=learned.strictness,
+        memory=MEMORY**interval,
+    )
+    count = max(1, interval * config.batch_size // learned.every)
+    unseen = programs.Unseen(learned.unseen, count, interval)
     evaluate = steps.joint_eval_step
     return Phase(branch, "joint", together, begin, step, evaluate, policy=policy, unseen=unseen)
 

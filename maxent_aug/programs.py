@@ -69,10 +69,18 @@ class Plan(struct.PyTreeNode):
 
 
 class Unseen(NamedTuple):
-    """A share of the training images that is not trained on, and how many of them a step gets."""
+    """A share of the training images that is not trained on, for an augmenter to learn from.
+
+    How many of them it gets at a time, in one of `interval` steps of an epoch, the first of each.
+    """
 
     share: float
     batch_size: int
+    interval: int = 1
+
+    def learns(self, i: Any) -> Any:
+        """Whether an augmenter learns in step i of an epoch."""
+        return i % self.interval == 0
 
 
 ALL_SEEN = Unseen(0.0, 0)
@@ -151,26 +159,34 @@ def train_program(
     batch_size: int,
     unrolled: bool,
     policy: Policy = unchanged,
-    unseen_batch_size: int = 0,
+    unseen: Unseen = ALL_SEEN,
 ) -> Callable:
     """Compiles steps first..last - 1 of an epoch into one program; the state is donated.
 
-    With an `unseen_batch_size` the step gets so many unseen images, drawn anew, as `unseen`.
+    Where some images are unseen, the step gets some of them, drawn anew, as `unseen`, and, unless
+    it always learns from them, whether it `learns`.
 
-    With `unrolled` it is a single step: XLA runs convolutions inside a loop many times slower on
-    a CPU (jax issue 12868). Then it may be given the images, where they are not on the device.
+    With `unrolled` it is a single step: XLA runs convolutions inside a loop, and in a conditional,
+    many times slower on a CPU (jax issue 12868). So it is told whether it `learns`, a constant; and
+    it may be given the images, where they are not on the device.
     """
 
     def one_step(
-        i: Array, state: Any, sums: Any, data: Data, plan: Plan, given: tuple[Array, ...] = ()
+        i: Array,
+        state: Any,
+        sums: Any,
+        data: Data,
+        plan: Plan,
+        learns: Array | bool = True,
+        given: tuple[Array, ...] = (),
     ) -> tuple[Any, Any]:
-        indices, policy_key, step_key = _draw(plan, i, batch_size, unseen_batch_size)
+        indices, policy_key, step_key = _draw(plan, i, batch_size, unseen.batch_size)
         indices = [
             jax.lax.with_sharding_constraint(index, _division(mesh, len(index)))
             for index in indices
         ]
         resident = cast(Array, data.train_images)
-        images, *unseen = given or [resident[index] for index in indices]
+        images, *others = given or [resident[index] for index in indices]
 
         def normalize(images: Array) -> Array:
             return steps.normalize(images, data.mean, data.sd)
@@ -181,19 +197,35 @@ def train_program(
             data.train_labels[indices[0]],
             lambda images: state.classifier(normalize(images)),
         )
-        also = {"unseen": normalize(unseen[0])} if unseen else {}
+        also: dict[str, Any] = {}
+        if unseen.batch_size:
+            also["unseen"] = normalize(others[0]) if learns is not False else None
+        if unseen.interval > 1 and not unrolled:
+            also["learns"] = learns
         state, metrics = _jitted(step)(state, normalize(images), labels, step_key, **also)
         return state, _add_up(sums, metrics, i)
 
-    @partial(jax.jit, donate_argnums=0, out_shardings=NamedSharding(mesh, P()))
+    @partial(
+        jax.jit,
+        donate_argnums=0,
+        static_argnames="learns",
+        out_shardings=NamedSharding(mesh, P()),
+    )
     def run(
-        state: Any, sums: Any, data: Data, plan: Plan, first: Array, last: Array, *given: Array
+        state: Any,
+        sums: Any,
+        data: Data,
+        plan: Plan,
+        first: Array,
+        last: Array,
+        *given: Array,
+        learns: bool = True,
     ) -> tuple[Any, Any]:
         if unrolled:
-            return one_step(first, state, sums, data, plan, given)
+            return one_step(first, state, sums, data, plan, learns, given)
 
         def body(i: Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
-            return one_step(i, carry[0], carry[1], data, plan)
+            return one_step(i, *carry, data, plan, unseen.learns(i))
 
         return jax.lax.fori_loop(first, last, body, (state, sums))
 
@@ -245,14 +277,15 @@ def stream(
     mesh: Mesh,
     plan: Plan,
     batch_size: int,
-    unseen_batch_size: int,
+    unseen: Unseen,
     first: int,
 ) -> Iterator[list[Array]]:
     """An epoch's batches from step `first` on, as `train_program` takes them.
 
-    Each process reads what its devices need. Raises OSError for an image that cannot be read.
+    Each process reads what its devices need, of unseen images only for steps that learn from them.
+    Raises OSError for an image that cannot be read.
     """
-    indices = jax.device_get(_indices_program(mesh, batch_size, unseen_batch_size)(plan))
+    indices = jax.device_get(_indices_program(mesh, batch_size, unseen.batch_size)(plan))
     order, counts = np.concatenate(indices, axis=1), [index.shape[1] for index in indices]
     # Of the columns of `order`: those of its images, those of its unseen ones, by device.
     kinds = [
@@ -264,11 +297,18 @@ def stream(
         }
         for columns in np.split(np.arange(sum(counts)), np.cumsum(counts)[:-1])
     ]
-    mine = np.unique(np.concatenate([columns for kind in kinds for columns in kind.values()]))
-    for pixels in batches(images, order[:, mine], first):
+
+    def needed(number: int) -> np.ndarray:
+        """The columns of this process, of the first so many kinds."""
+        return np.unique(np.concatenate([c for kind in kinds[:number] for c in kind.values()]))
+
+    mine = {number: needed(number) for number in (1, len(kinds))}
+    numbers = [len(kinds) if unseen.learns(i) else 1 for i in range(len(order))]
+    rows = [row[mine[number]] for row, number in zip(order, numbers, strict=True)]
+    for number, pixels in zip(numbers[first:], batches(images, rows[first:]), strict=True):
         yield [
-            _join(mesh, count, {d: pixels[np.searchsorted(mine, c)] for d, c in kind.items()})
-            for count, kind in zip(counts, kinds, strict=True)
+            _join(mesh, n, {d: pixels[np.searchsorted(mine[number], c)] for d, c in kind.items()})
+            for n, kind in zip(counts[:number], kinds[:number], strict=True)
         ]
 
 

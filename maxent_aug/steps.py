@@ -292,37 +292,53 @@ def matching_step(
       tolerance: about how much more uncertain augmented images may be, in parts of h(unseen).
       strictness: at least 0; the larger, the closer to that.
       memory: share of the running means that is kept in a step, in [0, 1).
+
+    Returns:
+      The augmenter, and scalars: augmenter_loss, certainty_weight (s) and, running means that it
+      remembers, uncertainty_augmented and uncertainty_unseen (h) and half_width.
     """
-    first = augmenter.step == 0
+    first, before = augmenter.step == 0, augmenter.batch_stats
 
     def remember(name: str, value: Array) -> Array:
-        return jnp.where(first, value, memory * augmenter.batch_stats[name] + (1 - memory) * value)
+        return jnp.where(first, value, memory * before[name] + (1 - memory) * value)
 
     uncertainty = losses.uncertainty(classify(unseen))
     plain = remember("unseen", uncertainty.mean())
 
-    def loss_fn(params: Any) -> tuple[Array, Metrics]:
+    def loss_fn(params: Any) -> tuple[Array, tuple[Array, Metrics]]:
         augmented, *_, box = augmenter.apply_fn(
             {"params": params}, unseen, key, uncertainty, method="transform"
         )
         now = losses.uncertainty(classify(augmented)).mean()
         running = jax.lax.stop_gradient(remember("augmented", now))
-        # A classifier may be certain of all that it is shown.
-        excess = running / jnp.maximum(plain, 1e-6) - 1 - tolerance
-        certainty_weight = jax.nn.sigmoid(strictness * excess)
-        growth = (1 - certainty_weight) * box.log_volume.mean()
-        loss = certainty_weight * PRICE * now - growth + box.edge.mean()
-        return loss, {
-            "augmenter_loss": loss,
-            "uncertainty_augmented": running,
-            "uncertainty_unseen": plain,
-            "certainty_weight": certainty_weight,
-            "half_width": box.half_width.mean(),
-        }
+        weight = _certainty_weight(running, plain, tolerance, strictness)
+        growth = (1 - weight) * box.log_volume.mean()
+        loss = weight * PRICE * now - growth + box.edge.mean()
+        half_width = remember("half_width", box.half_width.mean())
+        return loss, (loss, {"augmented": running, "unseen": plain, "half_width": half_width})
 
-    grads, metrics = jax.grad(loss_fn, has_aux=True)(augmenter.params)
-    running = {"augmented": metrics["uncertainty_augmented"], "unseen": plain}
-    return augmenter.apply_gradients(grads=grads, batch_stats=running), metrics
+    grads, (loss, remembered) = jax.grad(loss_fn, has_aux=True)(augmenter.params)
+    augmenter = augmenter.apply_gradients(grads=grads, batch_stats=remembered)
+    return augmenter, {"augmenter_loss": loss} | _remembered(augmenter, tolerance, strictness)
+
+
+def _certainty_weight(
+    augmented: Array, unseen: Array, tolerance: float, strictness: float
+) -> Array:
+    # A classifier may be certain of all that it is shown.
+    excess = augmented / jnp.maximum(unseen, 1e-6) - 1 - tolerance
+    return jax.nn.sigmoid(strictness * excess)
+
+
+def _remembered(augmenter: ModelState, tolerance: float, strictness: float) -> Metrics:
+    """The running means of `matching_step`, and the weight that follows from them."""
+    augmented, unseen = augmenter.batch_stats["augmented"], augmenter.batch_stats["unseen"]
+    return {
+        "uncertainty_augmented": augmented,
+        "uncertainty_unseen": unseen,
+        "certainty_weight": _certainty_weight(augmented, unseen, tolerance, strictness),
+        "half_width": augmenter.batch_stats["half_width"],
+    }
 
 
 def joint_step(
@@ -330,8 +346,12 @@ def joint_step(
     images: Array,
     labels: Array,
     key: Array,
-    unseen: Array,
-    **options: Any,
+    unseen: Array | None,
+    *,
+    learns: Array | None = None,
+    tolerance: float = 0.1,
+    strictness: float = 10.0,
+    memory: float = 0.98,
 ) -> tuple[State, Metrics]:
     """The joint phase: an update of the classifier on the augmenter's images, one of the augmenter.
 
@@ -340,15 +360,30 @@ def joint_step(
       images: [B, H, W, C] normalised, in random order.
       labels: [B] integers, or [B, m] probabilities.
       key: a typed random key.
-      unseen: [U, H, W, C] normalised; the augmenter learns from these alone.
-      options: of `matching_step`.
+      unseen: [U, H, W, C] normalised; the augmenter learns from these alone. None: it does not.
+      learns: [] bool, whether the augmenter learns, where the device alone knows.
+      tolerance, strictness, memory: of `matching_step`.
+
+    Returns:
+      The state, and the metrics of `frozen_step` and, as they stand, those that `matching_step`
+      remembers.
     """
     key, matching_key = jax.random.split(key)
     trained, metrics = frozen_step(state, images, labels, key)
-    augmenter, matching_metrics = matching_step(
-        _augmenter(state), unseen, state.classifier, matching_key, **options
-    )
-    return trained.replace(augmenter=augmenter), metrics | matching_metrics
+    limits = {"tolerance": tolerance, "strictness": strictness}
+
+    augmenter = _augmenter(state)
+    if unseen is not None:
+
+        def learn(augmenter: ModelState) -> ModelState:
+            given = augmenter, unseen, state.classifier, matching_key
+            return matching_step(*given, **limits, memory=memory)[0]
+
+        if learns is None:
+            augmenter = learn(augmenter)
+        else:
+            augmenter = jax.lax.cond(learns, learn, lambda same: same, augmenter)
+    return trained.replace(augmenter=augmenter), metrics | _remembered(augmenter, **limits)
 
 
 def recorded_step(

@@ -3,7 +3,7 @@
 import dataclasses
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -73,13 +73,12 @@ class StoredImages:
         return StoredImages, tuple(getattr(self, f.name) for f in dataclasses.fields(self))
 
 
-def batches(images: StoredImages, order: np.ndarray, first: int = 0) -> Iterator[np.ndarray]:
+def batches(images: StoredImages, order: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
     """Reads images in a given order, in as many threads as there are cores, ahead of their use.
 
     Args:
       images: N of them.
-      order: [steps, B] of [0, N).
-      first: the step to begin with.
+      order: of each step [B] of [0, N); B may differ.
 
     Yields:
       uint8 [B, H, W, C] of each step.
@@ -91,8 +90,8 @@ def batches(images: StoredImages, order: np.ndarray, first: int = 0) -> Iterator
 
     threads = os.cpu_count() or 1
     ahead = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
-    read = grain.MapDataset.source(order.ravel().tolist()).map(images.__getitem__)
-    yield from read.batch(order.shape[1])[first:].to_iter_dataset(ahead)
+    read = grain.MapDataset.source(order).map(lambda row: np.stack([images[i] for i in row]))
+    yield from read.to_iter_dataset(ahead)
 
 
 def open_source(folder: Path, split: str) -> Any:

@@ -280,7 +280,7 @@ def _train_steps(leg: Leg, epoch: int, at: Epoch) -> tuple[Epoch, float]:
         run.config.batch_size,
         run.steps_per_call == 1,
         phase.policy,
-        phase.unseen.batch_size,
+        phase.unseen,
     )
     number = programs.put(run.mesh, np.int32(epoch))[0]
     keys = leg.order_key, leg.step_key
@@ -293,7 +293,10 @@ def _train_steps(leg: Leg, epoch: int, at: Epoch) -> tuple[Epoch, float]:
         last = min(at.step + run.steps_per_call, run.steps_per_epoch)
         number = _signal(run)  # before the steps, which reading it would wait for
         bounds = programs.put(run.mesh, np.int32(at.step), np.int32(last))
-        state, sums = program(at.state, at.sums, data, plan, *bounds, *next(stream))
+        # Where a call has more steps than one, the program knows which of them learn.
+        learns = run.steps_per_call > 1 or phase.unseen.learns(at.step)
+        inputs = at.state, at.sums, data, plan, *bounds, *next(stream)
+        state, sums = program(*inputs, learns=learns)
         if at.step == first and last < run.steps_per_epoch:  # it may compile: timed from its end
             jax.block_until_ready(sums)
             timed_from, started = last, time.perf_counter()
@@ -317,7 +320,7 @@ def _stream(leg: Leg, plan: programs.Plan, first: int) -> Iterator[Sequence[Arra
     run = leg.run
     if run.data.stored is None:
         return repeat(())
-    sizes = run.config.batch_size, leg.phase.unseen.batch_size
+    sizes = run.config.batch_size, leg.phase.unseen
     return programs.stream(run.data.stored, run.mesh, plan, *sizes, first)
 
 

@@ -159,6 +159,32 @@ def test_the_joint_phase_changes_classifier_and_augmenter(state, stochastic, bat
         assert optax.tree.norm(difference) < 1e-3 * optax.tree.norm(plain.classifier.params)
 
 
+def test_an_augmenter_that_does_not_learn_waits_as_it_is(state, stochastic, batch):
+    """And whether it learns may be known to the program or to the device alone."""
+    images, labels = batch
+    before = steps.State(state.classifier, stochastic)
+    step = jax.jit(steps.joint_step)
+    learned, metrics = step(before, images, labels, KEY, images[:8])
+    assert 0 < metrics["uncertainty_unseen"] < 1
+    waited, kept = step(learned, images, labels, KEY, None)
+    chex.assert_trees_all_equal(waited.augmenter.params, learned.augmenter.params)
+    assert waited.augmenter.step == 1 and waited.classifier.step == 2
+    assert set(kept) == set(metrics)
+    remembered = ("uncertainty_augmented", "uncertainty_unseen", "certainty_weight", "half_width")
+    for name in remembered:
+        assert float(kept[name]) == pytest.approx(float(metrics[name]), rel=1e-5)
+    traced = jax.jit(
+        lambda state, learns: steps.joint_step(
+            state, images, labels, KEY, images[:8], learns=learns
+        )
+    )
+    for start, learns, expected in ((before, True, learned), (learned, False, waited)):
+        found, _ = traced(start, jnp.array(learns))
+        for network in ("classifier", "augmenter"):
+            close = getattr(found, network).params, getattr(expected, network).params
+            chex.assert_trees_all_close(*close, rtol=1e-3, atol=1e-4)
+
+
 def test_a_replay_has_the_augmenter_of_the_same_time(state, stochastic, batch):
     """Four updates in two snapshots: the second and the fourth; afterwards the last."""
     images, labels = batch

@@ -131,31 +131,37 @@ def test_parts_are_the_same(sets, divide):
     )
 
 
-@pytest.mark.parametrize("first", [0, 3, 7])
-def test_batches_come_in_order_from_any_step_on(sets, first):
+@pytest.mark.parametrize("counts", [(), (5, 5, 5), (1, 7, 2, 7, 2, 1, 1)])
+def test_batches_come_in_order_and_may_differ_in_size(sets, counts):
     (resident, _), (on_disk, _) = sets
-    order = np.random.default_rng(0).integers(0, 48, (7, 5))
-    got = list(stored.batches(on_disk.images, order, first))
-    assert len(got) == 7 - first
-    for images, row in zip(got, order[first:], strict=True):
+    rng = np.random.default_rng(0)
+    order = [rng.integers(0, 48, count) for count in counts]
+    got = list(stored.batches(on_disk.images, order))
+    assert len(got) == len(order)
+    for images, row in zip(got, order, strict=True):
         np.testing.assert_array_equal(images, resident.images[row])
 
 
-@pytest.mark.parametrize("unseen", [0, 4, 8])
-def test_a_stream_gives_each_device_its_part(sets, unseen):
-    """8 unseen images are divided among 8 devices, 4 are copied to all."""
+@pytest.mark.parametrize(("unseen", "interval"), [(0, 1), (4, 1), (8, 1), (8, 2)])
+def test_a_stream_gives_each_device_its_part(sets, unseen, interval):
+    """8 unseen images are divided among 8 devices, 4 are copied to all.
+
+    From the second of three steps on; with an interval of 2 the second does not learn.
+    """
     (resident, _), (on_disk, _) = sets
     mesh, order = small_run.mesh(8), np.arange(48, dtype=np.int32)[::-1]
     plan = programs.Plan(order, jax.random.key(0), np.array([3, 5], np.int32))
     plan = programs.put(mesh, plan)[0]
-    steps = list(programs.stream(on_disk.images, mesh, plan, 16, unseen, 1))
+    kinds = programs.Unseen(0.1, unseen, interval)
+    steps = list(programs.stream(on_disk.images, mesh, plan, 16, kinds, 1))
     assert len(steps) == 2
     for i, images in enumerate(steps, 1):
-        assert len(images) == (2 if unseen else 1)
+        learns = unseen and (interval == 1 or i == 2)
+        assert len(images) == (2 if learns else 1)
         expected = resident.images[order[16 * i : 16 * i + 16]]
         np.testing.assert_array_equal(images[0], expected)
         assert images[0].addressable_shards[3].data.shape == (2, 8, 8, 1)
-        if unseen:
+        if learns:
             assert images[1].shape == (unseen, 8, 8, 1)
             allowed = {resident.images[j].tobytes() for j in (3, 5)}
             assert {np.asarray(image).tobytes() for image in images[1]} == allowed
@@ -169,8 +175,10 @@ def quick_compilation():
 
 
 @pytest.mark.usefixtures("quick_compilation")
-def test_a_stream_gives_the_same_result_bit_for_bit_also_when_stopped(sets, tmp_path):
-    (resident, on_disk), legs = sets, (joint(),)  # of images that are trained on, and unseen ones
+@pytest.mark.parametrize("interval", [1, 2])
+def test_a_stream_gives_the_same_result_bit_for_bit_also_when_stopped(sets, tmp_path, interval):
+    # Of images that are trained on, and unseen ones.
+    (resident, on_disk), legs = sets, (joint(interval),)
     whole = small_run.go(tmp_path / "resident", sets=resident, legs=legs)
     expected = small_run.outcome(tmp_path / "resident", whole)
 
@@ -192,14 +200,14 @@ def test_what_cannot_be_read_is_named(folder, tmp_path):
     images = data.load("digits", "train", tmp_path, most_bytes=0).images
     other = dataclasses.replace(images, image_shape=(9, 8, 1))
     with pytest.raises(OSError, match="image 5 has 8x8"):
-        list(stored.batches(other, np.array([[5]])))
+        list(stored.batches(other, [np.array([5])]))
     (records,) = (tmp_path / "digits" / "1.0.0").glob("*train.array_record*")
     content = bytearray(records.read_bytes())
     middle = len(content) // 2
     content[middle : middle + 4000] = bytes(4000)
     records.write_bytes(content)
     with pytest.raises(OSError, match=r"digits.1\.0\.0, split train: "):
-        list(stored.batches(images, np.arange(1437)[None]))
+        list(stored.batches(images, [np.arange(1437)]))
 
 
 def test_a_run_says_which_image_it_cannot_read(sets, tmp_path):

@@ -13,7 +13,7 @@ from jax import export
 
 import maxent_aug as ma
 from maxent_aug import models, phases, programs, steps
-from maxent_aug.config import ActiveLearning, ComparedEpochs, Comparison
+from maxent_aug.config import ActiveLearning, ComparedEpochs, Comparison, MatchingAugmenter
 
 IMAGES = jax.ShapeDtypeStruct((16, 8, 8, 3), jnp.float32)
 THETA = jax.ShapeDtypeStruct((16, 2, 3), jnp.float32)
@@ -85,9 +85,10 @@ def paper():
     return {phase.name: phase for phase in small_run.phases()}
 
 
-def compared():
+def compared(interval=1):
     """A learned row, which has unseen images."""
-    config = Comparison(epochs=ComparedEpochs(train=2), batch_size=16)
+    learned = MatchingAugmenter(interval=interval)
+    config = Comparison(epochs=ComparedEpochs(train=2), batch_size=16, learned=learned)
     tiny = partial(models.ResNet, stage_sizes=(1,), width=4)
     with mock.patch.object(models, "ResNet18", tiny):
         rows = {"learned": phases.Row(programs.unchanged, "unseen")}
@@ -103,7 +104,9 @@ def loss_prediction():
     return phases.Phase("learning_loss", "train", 1, begin, step, steps.eval_step)
 
 
-@pytest.mark.parametrize("make", [paper, compared, lambda: {"train": loss_prediction()}])
+@pytest.mark.parametrize(
+    "make", [paper, compared, partial(compared, 4), lambda: {"train": loss_prediction()}]
+)
 def test_every_phase_lowers_for_a_tpu(make):
     """A loop of steps, and the evaluation: no call back to the host, no shape left open."""
     mesh, data, number = small_run.mesh(8), small_run.data(8), np.int32(0)
@@ -111,8 +114,9 @@ def test_every_phase_lowers_for_a_tpu(make):
     for phase in make().values():
         begin = partial(phase.begin, states[phase.follows])
         state = states[phase] = jax.eval_shape(begin, KEY)
-        unseen = phase.unseen.batch_size
-        names = programs.metric_names(phase.step, mesh, state, (8, 8, 1), 16, unseen)
+        unseen = phase.unseen
+        sizes = 16, unseen.batch_size
+        names = programs.metric_names(phase.step, mesh, state, (8, 8, 1), *sizes)
         sums = programs.zero_sums(names, mesh)
         plan = programs.Plan(np.arange(48, dtype=np.int32), KEY, np.arange(9, dtype=np.int32))
         program = programs.train_program(phase.step, mesh, 16, False, phase.policy, unseen)

@@ -306,19 +306,20 @@ def run_steps(phase, state, devices, count, calls=None, batch_size=16):
     """`count` steps in one call, or single ones: (state, sums)."""
     mesh, data = small_run.mesh(devices), small_run.data(devices)
     replicated = jax.NamedSharding(mesh, jax.P())
-    unseen = phase.unseen.batch_size
-    names = programs.metric_names(phase.step, mesh, state, (8, 8, 1), batch_size, unseen)
+    unseen, sizes = phase.unseen, (batch_size, phase.unseen.batch_size)
+    names = programs.metric_names(phase.step, mesh, state, (8, 8, 1), *sizes)
     sums = programs.zero_sums(names, mesh)
     order = np.arange(20 * 16, dtype=np.int32) % 48
     plan = programs.Plan(order, jax.random.key(0), np.arange(0, 48, 5, dtype=np.int32))
     plan = jax.device_put(plan, replicated)
     state = jax.device_put(jax.tree.map(jnp.copy, state), replicated)
-    sizes = phase.policy, unseen
-    program = programs.train_program(phase.step, mesh, batch_size, calls is None, *sizes)
+    options = phase.policy, unseen
+    program = programs.train_program(phase.step, mesh, batch_size, calls is None, *options)
     for first in range(0, count, calls or 1):
         last = min(first + (calls or 1), count)
         bounds = jax.device_put((np.int32(first), np.int32(last)), replicated)
-        state, sums = program(state, sums, data, plan, *bounds)
+        learns = calls is not None or bool(unseen.learns(first))
+        state, sums = program(state, sums, data, plan, *bounds, learns=learns)
     return jax.device_get((state, sums))
 
 
@@ -337,9 +338,10 @@ def test_one_device_and_eight_agree(index):
     assert_states_close(one[0], eight[0], 1e-5)
 
 
-def joint():
+def joint(interval=1):
     """Classifier and augmenter together: the learned row of a comparison."""
-    learned = MatchingAugmenter(unseen=0.2, every=2, share=0.5, learning_rate=1e-2)
+    options = {"learning_rate": 1e-2, "interval": interval}
+    learned = MatchingAugmenter(unseen=0.2, every=2, share=0.5, **options)
     config = Comparison(epochs=ComparedEpochs(train=2), batch_size=16, learned=learned)
     tiny = partial(models.ResNet, stage_sizes=(1,), width=4)
     with mock.patch.object(models, "ResNet18", tiny):
@@ -429,10 +431,10 @@ def test_a_run_goes_on_with_another_number_of_devices(uninterrupted, tmp_path):
     assert_states_close(*states)
 
 
-@pytest.mark.parametrize("index", [0, 2])
-def test_a_loop_of_steps_equals_single_steps(index):
-    phase = small_run.phases()[index]
-    state = begin_all()[phase]
+@pytest.mark.parametrize("make", [0, 2, joint, partial(joint, 2)])
+def test_a_loop_of_steps_equals_single_steps(make):
+    phase = make() if callable(make) else small_run.phases()[make]
+    state = phase.begin(None, jax.random.key(0)) if callable(make) else begin_all()[phase]
     single, looped = (run_steps(phase, state, 1, STEPS, calls) for calls in (None, 2))
     chex.assert_trees_all_close(single[1], looped[1], rtol=1e-4, atol=1e-5)
     assert_states_close(single[0], looped[0])
@@ -521,7 +523,8 @@ def test_the_rate_is_of_the_steps_that_are_timed(tmp_path, monkeypatch):
     """Where a call of several steps is waited for, as in a loop on a GPU: not of the first, too."""
 
     def slow_program(*_):
-        def program(state, sums, data, plan, first, last):
+        def program(state, sums, data, plan, first, last, learns):
+            assert learns
             time.sleep(0.1 * int(last - first))
             return state, sums
 
