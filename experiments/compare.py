@@ -111,7 +111,7 @@ def _train(
     run: train.Run, name: str, row: phases.Row, legs: Sequence[phases.Phase], seed: int
 ) -> None:
     """Trains a row with a seed, unless it is done; with the first seed draws what it does."""
-    picture = run.workdir / "figures" / f"{name}.png"
+    picture = run.workdir / "figures" / f"{run_folder.file_name(name)}.png"
 
     def done() -> bool:
         there = seed in _accuracies(run.workdir, legs[-1], seed + 1)

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from maxent_aug.run_folder import write_atomically
+from maxent_aug.run_folder import file_name, write_atomically
 
 Record = Mapping[str, Any]
 
@@ -91,7 +91,7 @@ class MetricsWriter:
     def _folder(self, run: tuple[Any, ...]) -> Path:
         seed, branch, phase = run
         name = branch if branch == phase else f"{branch}-{phase}"
-        return self.workdir / "tensorboard" / f"seed{seed}-{name}"
+        return self.workdir / "tensorboard" / file_name(f"seed{seed}-{name}")
 
     def _add_scalars(self, record: Record) -> None:
         from tensorboardX import SummaryWriter

@@ -21,6 +21,11 @@ class RunFolderError(Exception):
     """The folder cannot hold this run; the message says why, and what to do."""
 
 
+def file_name(name: str) -> str:
+    """A row's or a phase's name for files: a folder may be copied to where no colon is allowed."""
+    return name.replace(":", "_or_")
+
+
 @contextmanager
 def open_run_folder(workdir: Path, identity: Mapping[str, Any]) -> Iterator[None]:
     """Claims a folder, new or left by an earlier start of the same run.

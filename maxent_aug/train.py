@@ -29,7 +29,7 @@ from maxent_aug.data import stratified
 from maxent_aug.metrics import MetricsWriter
 from maxent_aug.phases import KINDS, Phase
 from maxent_aug.progress import Progress
-from maxent_aug.run_folder import RunFolderError
+from maxent_aug.run_folder import RunFolderError, file_name
 
 
 class NonFiniteLoss(Exception):
@@ -200,7 +200,7 @@ def _split(run: Run, phase: Phase, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _folder(run: Run, phase: Phase, seed: int) -> Path:
-    return run.workdir / "checkpoints" / f"seed{seed}" / phase.name
+    return run.workdir / "checkpoints" / f"seed{seed}" / file_name(phase.name)
 
 
 def _resume_or_begin(leg: Leg, begin: Callable[[], steps.State]) -> tuple[int, Epoch]:

@@ -15,7 +15,7 @@ from absl import flags
 from scipy import stats
 
 from experiments import cli, compare
-from maxent_aug import metrics, phases, policies, steps, train
+from maxent_aug import metrics, phases, policies, run_folder, steps, train
 from maxent_aug.config import COMPARISON_PRESETS, ComparedEpochs, Comparison
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -54,9 +54,12 @@ def test_every_row_trains_and_a_stopped_run_ends_the_same(go, tmp_path, monkeypa
     shown = capsys.readouterr().out
     for name in ROWS:
         assert name in shown
-        assert (tmp_path / "whole" / "figures" / f"{name}.png").stat().st_size > 10_000
+        picture = tmp_path / "whole" / "figures" / f"{run_folder.file_name(name)}.png"
+        assert picture.stat().st_size > 10_000
         assert whole["table"][name]["n"] == 2
     assert (tmp_path / "whole" / "figures" / "comparison.png").exists()
+    assert any(":" in name for name in ROWS)
+    assert not [path for path in (tmp_path / "whole").rglob("*") if ":" in path.name]
 
     real, trained = train._train_epoch, []
 
