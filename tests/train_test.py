@@ -538,6 +538,27 @@ def test_the_rate_is_of_the_steps_that_are_timed(tmp_path, monkeypatch):
         assert images / 0.2 < record["images_per_second"] <= images / 0.1
 
 
+def test_the_rate_leaves_out_each_program_s_first_call(tmp_path, monkeypatch):
+    """A step that learns and one that does not are two programs on a CPU, compiled in turn."""
+    compiled, told = set(), []
+
+    def slow_program(*_):
+        def program(state, sums, data, plan, first, last, learns):
+            time.sleep(0.1 if learns in compiled else 0.5)
+            compiled.add(learns)
+            told.append(learns)
+            return state, sums
+
+        return program
+
+    monkeypatch.setattr(programs, "train_program", slow_program)
+    small_run.go(tmp_path, legs=(joint(2),))
+    assert told == [True, False, True][:STEPS] and STEPS == 3
+    images = small_run.CONFIG.batch_size
+    (record,) = metrics.read(tmp_path / "metrics.jsonl")
+    assert images / 0.2 < record["images_per_second"] <= images / 0.1
+
+
 def test_clock():
     clock = train.Clock(small_run.phases(), 1)
     assert clock.seconds_left() is None
