@@ -431,7 +431,7 @@ def test_a_run_goes_on_with_another_number_of_devices(uninterrupted, tmp_path):
     assert_states_close(*states)
 
 
-@pytest.mark.parametrize("make", [0, 2, joint, partial(joint, 2)])
+@pytest.mark.parametrize("make", [0, 2, partial(joint, 2)])
 def test_a_loop_of_steps_equals_single_steps(make):
     phase = make() if callable(make) else small_run.phases()[make]
     state = phase.begin(None, jax.random.key(0)) if callable(make) else begin_all()[phase]
