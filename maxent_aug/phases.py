@@ -34,7 +34,6 @@ from maxent_aug.spatial import DEFAULT_BOUNDS, AffineBounds
 # is trained in one phase begins as one that is pretrained.
 KINDS = {"pretrain": 0, "augment": 1, "finetune": 2, "train": 0, "joint": 0, "replay": 0}
 SNAPSHOTS = 20  # of an augmenter, for a replay
-MEMORY = 0.98  # of the running means of `steps.matching_step`, for each step of the classifier
 LAST_UPDATE = 2**31 - 1  # optimisers count in int32
 
 
@@ -305,7 +304,7 @@ def _joint(
         steps.joint_step,
         tolerance=learned.tolerance,
         strictness=learned.strictness,
-        memory=MEMORY**interval,
+        memory=steps.MEMORY**interval,
     )
     count = max(1, interval * config.batch_size // learned.every)
     unseen = programs.Unseen(learned.unseen, count, interval)

@@ -166,10 +166,45 @@ def train_program(
     Where some images are unseen, the step gets some of them, drawn anew, as `unseen`, and, unless
     it always learns from them, whether it `learns`.
 
-    With `unrolled` it is a single step: XLA runs convolutions inside a loop, and in a conditional,
-    many times slower on a CPU (jax issue 12868). So it is told whether it `learns`, a constant; and
-    it may be given the images, where they are not on the device.
+    With `unrolled` it is a single step: on a CPU XLA runs convolutions inside a loop many times
+    slower (jax issue 12868), and in a conditional slower. So it is told whether it `learns`, a
+    constant; and it may be given the images, where they are not on the device.
     """
+
+    one_step = _one_step(step, mesh, batch_size, policy, unseen)
+
+    @partial(
+        jax.jit,
+        donate_argnums=0,
+        static_argnames="learns",
+        out_shardings=NamedSharding(mesh, P()),
+    )
+    def run(
+        state: Any,
+        sums: Any,
+        data: Data,
+        plan: Plan,
+        first: Array,
+        last: Array,
+        *given: Array,
+        learns: bool = True,
+    ) -> tuple[Any, Any]:
+        if unrolled:
+            return one_step(first, state, sums, data, plan, learns, given)
+
+        def body(i: Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
+            learns = unseen.learns(i) if unseen.interval > 1 else True
+            return one_step(i, *carry, data, plan, learns)
+
+        return jax.lax.fori_loop(first, last, body, (state, sums))
+
+    return run
+
+
+def _one_step(
+    step: Callable, mesh: Mesh, batch_size: int, policy: Policy, unseen: Unseen
+) -> Callable:
+    """Step i of an epoch on the images that the plan has for it, which may be given."""
 
     def one_step(
         i: Array,
@@ -199,37 +234,13 @@ def train_program(
         )
         also: dict[str, Any] = {}
         if unseen.batch_size:
-            also["unseen"] = normalize(others[0]) if learns is not False else None
-        if unseen.interval > 1 and not unrolled:
+            also["unseen"] = None if learns is False else normalize(others[0])
+        if not isinstance(learns, bool):
             also["learns"] = learns
         state, metrics = _jitted(step)(state, normalize(images), labels, step_key, **also)
         return state, _add_up(sums, metrics, i)
 
-    @partial(
-        jax.jit,
-        donate_argnums=0,
-        static_argnames="learns",
-        out_shardings=NamedSharding(mesh, P()),
-    )
-    def run(
-        state: Any,
-        sums: Any,
-        data: Data,
-        plan: Plan,
-        first: Array,
-        last: Array,
-        *given: Array,
-        learns: bool = True,
-    ) -> tuple[Any, Any]:
-        if unrolled:
-            return one_step(first, state, sums, data, plan, learns, given)
-
-        def body(i: Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
-            return one_step(i, *carry, data, plan, unseen.learns(i))
-
-        return jax.lax.fori_loop(first, last, body, (state, sums))
-
-    return run
+    return one_step
 
 
 def _add_up(sums: Any, metrics: steps.Metrics, i: Array) -> Any:

@@ -25,6 +25,7 @@ from maxent_aug import losses
 Metrics = dict[str, Array]
 
 PRICE = 200.0  # of h, in log volume, where augmented images are as uncertain as they may be
+MEMORY = 0.98  # of the running means of `matching_step`, with an update in every step
 
 
 class ModelState(TrainState):
@@ -265,7 +266,7 @@ def matching_step(
     *,
     tolerance: float = 0.1,
     strictness: float = 10.0,
-    memory: float = 0.98,
+    memory: float = MEMORY,
 ) -> tuple[ModelState, Metrics]:
     """One update of a stochastic augmenter: wider, but hardly less certain than without it.
 
@@ -351,7 +352,7 @@ def joint_step(
     learns: Array | None = None,
     tolerance: float = 0.1,
     strictness: float = 10.0,
-    memory: float = 0.98,
+    memory: float = MEMORY,
 ) -> tuple[State, Metrics]:
     """The joint phase: an update of the classifier on the augmenter's images, one of the augmenter.
 
