@@ -479,9 +479,10 @@ def _interpolate_jvp(kernel, primals, tangents):
             default=lambda image, at: _gather(image, at.real, at.imag, kernel),
         )
     if not isinstance(d_position, SymbolicZero):
-        # Else XLA stores the taps for both passes, or reads them anew for each of the six sums.
-        image = jax.lax.optimization_barrier(image)
-        d_position = jax.lax.optimization_barrier(d_position)
+        if image.shape[-1] > 1:  # else one pass over the taps is enough for value and slopes
+            # XLA would store the taps for both passes, or read them anew for each of the six sums.
+            image = jax.lax.optimization_barrier(image)
+            d_position = jax.lax.optimization_barrier(d_position)
         slope = _gather(image, position.real, position.imag, kernel, slopes=True)
         d_out += (slope.conj() * d_position[..., None]).real
     return out, d_out
