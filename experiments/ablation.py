@@ -48,36 +48,34 @@ def main(settings: cli.Settings) -> None:
             for augment, finetune in variants.values():
                 learned = train.train_phase(run, augment, seed, begun)
                 train.train_phase(run, finetune, seed, learned)
-        result = on_first(partial(_write, settings, baseline, variants))
+        result = on_first(partial(_write, settings, legs, baseline, variants))
     _print(settings, result)
 
 
 def _write(
     settings: cli.Settings,
+    legs: Sequence[phases.Phase],
     baseline: phases.Phase,
     variants: Mapping[tuple[str, ...], Sequence[phases.Phase]],
 ) -> dict[str, Any]:
     """Writes ablation.json and the plot: the content of the first."""
     from maxent_aug import figures  # matplotlib writes a cache of fonts when it is imported
 
-    records = metrics.read(settings.workdir / "metrics.jsonl")
-    records = [r for r in records if r["seed"] < settings.seeds]
-    rows = {"-".join(variant): _row(records, legs) for variant, legs in variants.items()}
-    result = {
-        **cli.heading(settings),
-        "thresholds": {
+    records = cli.records(settings, legs)
+    rows = {"-".join(variant): _row(records, own) for variant, own in variants.items()}
+    result = cli.result(
+        settings,
+        records,
+        thresholds={
             "identity": NO_DISTANCE,
             "constant": ONE_TRANSFORM,
             "bound": AT_BOUNDS,
             "unrecognisable": LOST_ACCURACY,
         },
-        "without_augmenter": _accuracy(records, baseline),
-        "table": rows,
-        "factors": _marginals(variants, rows),
-        "seconds": sum(r["seconds"] for r in records),
-        "config": settings.identity["config"],
-        **run_folder.environment(),
-    }
+        without_augmenter=_accuracy(records, baseline),
+        table=rows,
+        factors=_marginals(variants, rows),
+    )
     run_folder.write_json(settings.workdir / "ablation.json", result)
     figure = figures.collapses(rows, no_distance=NO_DISTANCE, one_transform=ONE_TRANSFORM)
     cli.save_figure(settings.workdir / "figures" / "collapses.png", figure)
@@ -143,7 +141,7 @@ def _marginals(
 
 def _print(settings: cli.Settings, result: Mapping[str, Any]) -> None:
     heads = "accuracy   from I   images    draws   bounds  outside     bits   on augmented"
-    print(f"\n{'':<46}{heads}   collapse to")
+    print(f"\n{'on ' + result['tested_on']:<46}{heads}   collapse to")
     for name, row in result["table"].items():
         values = "".join(f"{row[measure]:>9.3f}" for measure in MEASURES[:5])
         print(

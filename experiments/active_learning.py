@@ -21,7 +21,7 @@ from absl import flags
 from jax import Array
 
 from experiments import cli
-from maxent_aug import losses, metrics, models, phases, programs, run_folder, steps, train
+from maxent_aug import losses, models, phases, programs, run_folder, steps, train
 from maxent_aug.config import ACTIVE_LEARNING_PRESETS, ActiveLearning, Labels
 from maxent_aug.data import Dataset
 from maxent_aug.processes import on_first
@@ -40,7 +40,7 @@ def main(settings: cli.Settings) -> None:
     """Runs all rounds of all strategies for all seeds, and writes what came out."""
     config, strategies = settings.config, _check(ASKED.value)
     train_set, test_set = cli.load_data(config, settings.data_dir, may_stream=False)
-    sizes = _sizes(config, cli.chosen_examples(train_set, config))
+    sizes = _sizes(config, strategies, cli.chosen_examples(train_set, config))
     make_legs = cache(partial(_legs, config, train_set, sizes))
     every_leg = tuple(leg for strategy in strategies for leg in make_legs(strategy))
     with cli.open_run(settings, train_set, test_set, every_leg) as make_run:
@@ -64,7 +64,7 @@ def main(settings: cli.Settings) -> None:
                             _ask, config.labels, run, pool, labelled, state, strategy, seed, number
                         )
                         labelled = np.concatenate([labelled, queries.get(number, ask)])
-        result = on_first(partial(_write, settings, strategies, sizes))
+        result = on_first(partial(_write, settings, every_leg, strategies, sizes))
     _print(settings, result)
 
 
@@ -79,7 +79,7 @@ def _check(strategies: Sequence[str]) -> tuple[str, ...]:
     return tuple(strategies)
 
 
-def _sizes(config: ActiveLearning, pool: int) -> tuple[int, ...]:
+def _sizes(config: ActiveLearning, strategies: Sequence[str], pool: int) -> tuple[int, ...]:
     """Labelled images in each round, of so many; raises UsageError if there are not enough."""
     labels = config.labels
     last = labels.first + labels.rounds * labels.query
@@ -92,6 +92,11 @@ def _sizes(config: ActiveLearning, pool: int) -> tuple[int, ...]:
         raise cli.UsageError(
             f"--config.labels.first={labels.first} is less than "
             f"--config.batch_size={config.batch_size}"
+        )
+    if "learning_loss" in strategies and config.batch_size < 2:
+        raise cli.UsageError(
+            f"--config.batch_size={config.batch_size} is not allowed: learning_loss compares pairs "
+            "(2 or more)"
         )
     if 0 < labels.candidates < labels.query:
         raise cli.UsageError(
@@ -154,21 +159,23 @@ def _ask(
     return candidates[np.argsort(-scores, kind="stable")[: labels.query]]
 
 
-def _entropy_score(state: steps.State, images: Array, labels: Array) -> dict[str, Array]:
-    del labels
+def _entropy_score(
+    state: steps.State, images: Array, labels: Array, key: Array
+) -> dict[str, Array]:
+    del labels, key
     return {"score": losses.entropy(state.classifier(images))}
 
 
-def _margin_score(state: steps.State, images: Array, labels: Array) -> dict[str, Array]:
-    del labels
+def _margin_score(state: steps.State, images: Array, labels: Array, key: Array) -> dict[str, Array]:
+    del labels, key
     first, second = jnp.moveaxis(
         jax.lax.top_k(jax.nn.softmax(state.classifier(images)), 2)[0], -1, 0
     )
     return {"score": second - first}
 
 
-def _loss_score(state: steps.State, images: Array, labels: Array) -> dict[str, Array]:
-    del labels
+def _loss_score(state: steps.State, images: Array, labels: Array, key: Array) -> dict[str, Array]:
+    del labels, key
     classifier = state.classifier
     variables = {"params": classifier.params, "batch_stats": classifier.batch_stats}
     _, predicted = classifier.apply_fn(variables, images, method="with_loss")
@@ -215,20 +222,26 @@ class _Queries:
 
 
 def _write(
-    settings: cli.Settings, strategies: Sequence[str], sizes: Sequence[int]
+    settings: cli.Settings,
+    legs: Sequence[phases.Phase],
+    strategies: Sequence[str],
+    sizes: Sequence[int],
 ) -> dict[str, Any]:
     """Writes what came out to the run's folder: the content of active_learning.json."""
-    result = _result(settings, strategies, sizes)
+    result = _result(settings, legs, strategies, sizes)
     run_folder.write_json(settings.workdir / "active_learning.json", result)
     _draw_curves(settings.workdir, result)
     return result
 
 
 def _result(
-    settings: cli.Settings, strategies: Sequence[str], sizes: Sequence[int]
+    settings: cli.Settings,
+    legs: Sequence[phases.Phase],
+    strategies: Sequence[str],
+    sizes: Sequence[int],
 ) -> dict[str, Any]:
     """The content of active_learning.json."""
-    records = metrics.read(settings.workdir / "metrics.jsonl")
+    records = cli.records(settings, legs)
     accuracy = {
         (r["branch"], r["seed"]): r["test_accuracy"] for r in records if "test_accuracy" in r
     }
@@ -245,14 +258,7 @@ def _result(
             "mean_over_rounds": np.mean(per_seed, axis=1).tolist(),
             "per_seed": per_seed,
         }
-    return {
-        **cli.heading(settings),
-        "labelled": list(sizes),
-        "curves": curves,
-        "seconds": sum(r["seconds"] for r in records),
-        "config": settings.identity["config"],
-        **run_folder.environment(),
-    }
+    return cli.result(settings, records, labelled=list(sizes), curves=curves)
 
 
 def _draw_curves(workdir: Path, result: Mapping[str, Any]) -> None:
@@ -264,7 +270,8 @@ def _draw_curves(workdir: Path, result: Mapping[str, Any]) -> None:
 
 
 def _print(settings: cli.Settings, result: Mapping[str, Any]) -> None:
-    print(f"\n{'test accuracy, labelled':<24}" + "".join(f"{n:>9}" for n in result["labelled"]))
+    print(f"\naccuracy on {result['tested_on']}")
+    print(f"{'labelled':<24}" + "".join(f"{n:>9}" for n in result["labelled"]))
     for name, curve in result["curves"].items():
         print(f"  {name:<22}" + "".join(f"{value:>9.4f}" for value in curve["mean"]))
         if curve["sd"] is not None:

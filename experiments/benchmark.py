@@ -615,6 +615,7 @@ def run(arguments: Sequence[str]) -> None:
     parser.add_argument("--only", default="", help="a part of the names of the wanted cases")
     options = parser.parse_args(arguments, argparse.Namespace(arguments=arguments))
     try:
+        cli.start_devices()
         main(options)
     except (cli.UsageError, run_folder.RunFolderError) as error:
         cli.fail(error, 2)

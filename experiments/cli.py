@@ -14,7 +14,7 @@ import shlex
 import signal
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -27,13 +27,14 @@ from absl import app, flags, logging
 from maxent_aug import data, pictures, programs, train
 from maxent_aug.checkpoint import CheckpointError
 from maxent_aug.config import Training
-from maxent_aug.metrics import MetricsError, MetricsWriter
+from maxent_aug.metrics import MetricsError, MetricsWriter, Record, read
 from maxent_aug.phases import Phase
 from maxent_aug.processes import FirstProcessFailed, on_first, open_on_first
 from maxent_aug.progress import Progress
 from maxent_aug.run_folder import (
     RunFolderError,
     check_run_folder,
+    environment,
     open_run_folder,
     write_atomically,
 )
@@ -265,14 +266,29 @@ def _parse(presets: Mapping[str, Training], argv: list[str]) -> list[str]:
     return rest
 
 
-def heading(settings: Settings) -> dict[str, Any]:
-    """What a result begins with: experiment, preset, the command, today's date."""
+def records(settings: Settings, legs: Iterable[Phase]) -> list[Record]:
+    """What the run's folder has of these phases, of the seeds that were asked for."""
+    path, wanted = settings.workdir / "metrics.jsonl", {(leg.branch, leg.kind) for leg in legs}
+    return [
+        record
+        for record in (read(path) if path.exists() else [])
+        if record["seed"] < settings.seeds and (record["branch"], record["phase"]) in wanted
+    ]
+
+
+def result(settings: Settings, records: Iterable[Record], **content: Any) -> dict[str, Any]:
+    """What came out, for JSON: how it was made, its content, what that took and on what machine."""
     command = ["python", "-m", f"experiments.{settings.experiment}", *sys.argv[1:]]
     return {
         "experiment": settings.experiment,
         "preset": settings.preset,
         "command": shlex.join(command),
         "date": datetime.date.today().isoformat(),
+        "tested_on": "held-out training images" if settings.config.data.held_out else "test images",
+        **content,
+        "seconds": sum(record["seconds"] for record in records),
+        "config": settings.identity["config"],
+        **environment(),
     }
 
 
@@ -360,7 +376,7 @@ def _cpu_devices(config: Training) -> int | None:
     return max([1, *(n for n in counts if batch_size % n == 0 and batch_size // n >= 16)])
 
 
-def _start_devices() -> None:
+def start_devices() -> None:
     """Raises UsageError if there are none of the kind that the user told JAX to use."""
     try:
         jax.devices()
@@ -580,7 +596,7 @@ def run(
                 jax.config.update("jax_compilation_cache_dir", str(cache / "maxent_aug" / "jax"))
             if DISTRIBUTED.value and jax.process_index():
                 sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-            _start_devices()
+            start_devices()
             settings = Settings(experiment, preset, config, workdir, DATA_DIR.value, SEEDS.value)
             on_first(partial(check_run_folder, workdir, settings.identity))
             main(settings)

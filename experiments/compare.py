@@ -1,7 +1,7 @@
 """Every augmentation under one trainer: the same seeds, learning rates and number of updates.
 
-Policies are those of maxent_aug.policies, joined by + to apply one after the other; at most one of
-them may learn: printed and intended, the paper's augmenter by the sign of its loss; learned, which
+Policies are those of maxent_aug.policies, joined by + to apply one after the other; the last may be
+one that learns: printed and intended, the paper's augmenter by the sign of its loss; learned, which
 is trained together with its classifier, as wide as leaves images never seen about as certain; and
 replayed, a new classifier on what that augmenter did, from its first epoch on. A:B has policy A for
 half of the images and B for the others; flip+learned:B has B for those without an affine transform.
@@ -13,6 +13,7 @@ Run it again in the same folder to resume, or to add policies and seeds.
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +31,7 @@ from maxent_aug.processes import on_first
 from maxent_aug.progress import duration
 from maxent_aug.spatial import WIDE_BOUNDS, AffineBounds
 
-LEARNED = {
-    "printed": "printed",
-    "intended": "intended",
-    "learned": "unseen",
-    "replayed": "replayed",
-}
-MATCHING = {"learned", "replayed"}
+LEARNED = ("printed", "intended", *phases.MATCHING)
 SINGLE = (*NAMES, *LEARNED)
 CONTROLS = ("identity", "random_affine")  # what every row is compared with
 PICTURES = 8
@@ -44,8 +39,9 @@ PICTURES = 8
 POLICIES = flags.DEFINE_list(
     "policies",
     [*SINGLE, "flip_crop+cutout", "flip+learned"],
-    f"rows of the table, of {', '.join(SINGLE)}; + joins several, at most one of the last four; "
-    "A:B has A for half of the images (learned: those with an affine transform), B for the others",
+    f"rows of the table, of {', '.join(SINGLE)}; + joins several, of the last four at most one, "
+    "as the last; A:B has A for half of the images (learned: those with an affine transform), B "
+    "for the others",
 )
 
 
@@ -69,7 +65,7 @@ def main(settings: cli.Settings) -> None:
         for seed in range(settings.seeds):
             run = make_run(*cli.choose(train_set, test_set, config, seed))
             for name, row in rows.items():
-                _train(run, name, policies[name], row, seed)
+                _train(settings, run, name, policies[name], row, seed)
                 on_first(partial(_write, settings, rows))
         result = on_first(partial(_write, settings, rows))
         on_first(partial(_draw_table, settings.workdir, result))
@@ -80,15 +76,16 @@ def _check(names: Sequence[str]) -> tuple[str, ...]:
     """Raises UsageError unless each name is of a policy, or of several joined by + and :."""
     for name in names:
         first, colon, others = name.partition(":")
-        learned = [part for part in first.split("+") if part in LEARNED]
-        allowed = is_policy(name, tuple(LEARNED)) and len(learned) < 2
+        parts = first.split("+")
+        learned = [part for part in parts if part in LEARNED]
+        allowed = is_policy(name, LEARNED) and learned in ([], parts[-1:])
         if colon and allowed:
-            allowed = is_policy(others) and set(learned) <= MATCHING
+            allowed = is_policy(others) and set(learned) <= set(phases.MATCHING)
         if not allowed:
             raise cli.UsageError(
-                f"--policies: {name!r} is not allowed (of {', '.join(SINGLE)}; + joins several, at "
-                f"most one learned; : two that do not mix images, {' or '.join(sorted(MATCHING))} "
-                "before it)"
+                f"--policies: {name!r} is not allowed (of {', '.join(SINGLE)}; + joins several, "
+                f"one of {', '.join(LEARNED)} as the last at most; : two that do not mix images, "
+                f"{' or '.join(phases.MATCHING)} before it)"
             )
     if not names or len(set(names)) < len(names):
         raise cli.UsageError(
@@ -99,22 +96,26 @@ def _check(names: Sequence[str]) -> tuple[str, ...]:
 
 def _row(name: str, num_classes: int, bounds: AffineBounds = WIDE_BOUNDS) -> phases.Row:
     first, _, others = name.partition(":")
-    form = next((LEARNED[part] for part in first.split("+") if part in LEARNED), None)
-    if form is None:
+    *fixed, last = first.split("+")
+    if last not in LEARNED:
         return phases.Row(named_policy(name, num_classes, bounds))
-    fixed = "+".join(part for part in first.split("+") if part not in LEARNED)
     rest = named_policy(others, num_classes, bounds) if others else None
-    return phases.Row(named_policy(fixed, num_classes, bounds), form, rest)
+    return phases.Row(named_policy("+".join(fixed), num_classes, bounds), last, rest)
 
 
 def _train(
-    run: train.Run, name: str, row: phases.Row, legs: Sequence[phases.Phase], seed: int
+    settings: cli.Settings,
+    run: train.Run,
+    name: str,
+    row: phases.Row,
+    legs: Sequence[phases.Phase],
+    seed: int,
 ) -> None:
     """Trains a row with a seed, unless it is done; with the first seed draws what it does."""
     picture = run.workdir / "figures" / f"{run_folder.file_name(name)}.png"
 
     def done() -> bool:
-        there = seed in _accuracies(run.workdir, legs[-1], seed + 1)
+        there = seed in _accuracies(cli.records(settings, legs), legs[-1])
         return there and (seed > 0 or picture.exists())
 
     if on_first(done):
@@ -125,7 +126,7 @@ def _train(
     for leg in legs:
         state = train.train_phase(run, leg, seed, state)
     if seed == 0:
-        learned = row.form in {LEARNED[each] for each in MATCHING}
+        learned = row.augmenter in phases.MATCHING
         versions = _versions_program(row.policy, learned)(state, run.data)
         on_first(partial(_draw_versions, picture, name, *jax.device_get(versions)))
 
@@ -182,10 +183,8 @@ def _versions(
     return images, *jax.tree.map(lambda each: jax.numpy.moveaxis(each, 0, 1), drawn)
 
 
-def _accuracies(workdir: Path, last: phases.Phase, seeds: int) -> dict[int, float]:
-    """Test accuracy at the end of a row, for each of the first seeds that is done."""
-    path = workdir / "metrics.jsonl"
-    records = [r for r in (metrics.read(path) if path.exists() else []) if r["seed"] < seeds]
+def _accuracies(records: Sequence[metrics.Record], last: phases.Phase) -> dict[int, float]:
+    """Test accuracy at the end of a row, by seed."""
     return metrics.accuracies(records, last.branch, last.kind, last.epochs)
 
 
@@ -198,11 +197,9 @@ def _write(settings: cli.Settings, rows: Mapping[str, Sequence[phases.Phase]]) -
 
 def _result(settings: cli.Settings, rows: Mapping[str, Sequence[phases.Phase]]) -> dict[str, Any]:
     """The content of compare.json, with the rows that are done, the best first."""
-    found = {
-        name: _accuracies(settings.workdir, legs[-1], settings.seeds) for name, legs in rows.items()
-    }
+    records = cli.records(settings, chain(*rows.values()))
+    found = {name: _accuracies(records, legs[-1]) for name, legs in rows.items()}
     found = {name: accuracies for name, accuracies in found.items() if accuracies}
-    records = metrics.read(settings.workdir / "metrics.jsonl")
     seconds = {name: _seconds_per_run(records, rows[name]) for name in found}
     table = {}
     for name in sorted(found, key=lambda name: -np.mean(list(found[name].values()))):
@@ -221,17 +218,11 @@ def _result(settings: cli.Settings, rows: Mapping[str, Sequence[phases.Phase]]) 
             else None,
             "per_seed": {str(seed): value for seed, value in accuracies.items()},
         }
-    tested_on = "held-out training" if settings.config.data.held_out else "test"
-    return {
-        **cli.heading(settings),
-        "note": f"accuracy of the last epoch on the {tested_on} images; one recipe of training for "
-        "all; fixed policies have the settings of their papers, the learned one's were chosen on "
-        "held-out training images",
-        "table": table,
-        "seconds": sum(r["seconds"] for r in records),
-        "config": settings.identity["config"],
-        **run_folder.environment(),
-    }
+    note = (
+        "accuracy of the last epoch; one recipe of training for all; fixed policies have the "
+        "settings of their papers, the learned one's were chosen on held-out training images"
+    )
+    return cli.result(settings, records, note=note, table=table)
 
 
 def _seconds_per_run(records: Sequence[metrics.Record], legs: Sequence[phases.Phase]) -> float:
@@ -268,7 +259,8 @@ def _draw_table(workdir: Path, result: Mapping[str, Any]) -> None:
 def _print(settings: cli.Settings, result: Mapping[str, Any]) -> None:
     heads = [f"- {control} (95 %)" for control in CONTROLS]
     wide = max(map(len, (*result["table"], "entropy_magnitude")))
-    print(f"\n{'':<{wide + 4}}accuracy      sd   n{heads[0]:>28}{heads[1]:>28}  time / identity")
+    print(f"\non {result['tested_on']}:")
+    print(f"{'':<{wide + 4}}accuracy      sd   n{heads[0]:>28}{heads[1]:>28}  time / identity")
     for name, row in result["table"].items():
         sd = "     -" if row["sd"] is None else f"{row['sd']:.4f}"
         against = "".join(f"{_interval(row.get(f'to_{control}')):>28}" for control in CONTROLS)

@@ -64,7 +64,7 @@ def main(settings: cli.Settings) -> None:
             on_first(partial(_save, settings, seed, state.augmenter, run.data))
             if seed == 0:
                 pictured = jax.device_get(jax.jit(_pictured)(state.classifier, run.data))
-        result = on_first(partial(_write, settings, legs[-1], *pictured))
+        result = on_first(partial(_write, settings, legs, *pictured))
     _print(settings.workdir, result)
 
 
@@ -103,18 +103,21 @@ def _save(
 
 
 def _write(
-    settings: cli.Settings, last: phases.Phase, images: np.ndarray, uncertainty: np.ndarray
+    settings: cli.Settings,
+    legs: Sequence[phases.Phase],
+    images: np.ndarray,
+    uncertainty: np.ndarray,
 ) -> dict[str, Any]:
     """Writes figures, report.html and result.json: the content of the last."""
     workdir = settings.workdir
-    records = [r for r in metrics.read(workdir / "metrics.jsonl") if r["seed"] < settings.seeds]
-    result = _result(settings, last, records)
+    records = cli.records(settings, legs)
+    result = _result(settings, legs[-1], records)
     report.write_report(
         workdir / "report.html",
         title="A learned augmentation",
         result=result,
         records=records,
-        figures=_figures(workdir, records, images, uncertainty),
+        figures=_figures(workdir, result["tested_on"], records, images, uncertainty),
     )
     run_folder.write_json(workdir / "result.json", result)
     return result
@@ -125,23 +128,15 @@ def _result(
 ) -> dict[str, Any]:
     """The content of result.json."""
     end = [r for r in records if (r["phase"], r["epoch"]) == (last.kind, last.epochs)]
-    names = [row[0] for row in report.COLLAPSE_ROWS] + ["rotation_deg_sd", "scale_sd"]
-    per_seed = [{name: r[name] for name in names if name in r} for r in end]
-    means = {name: float(np.mean([each[name] for each in per_seed])) for name in per_seed[0]}
     accuracies = [r["test_accuracy"] for r in end]
     row = {**metrics.mean_and_sd(accuracies), "per_seed": accuracies}
-    return {
-        **cli.heading(settings),
-        "table1": {"learned": row},
-        "collapse": {"learned": means | {"per_seed": per_seed}},
-        "seconds": sum(r["seconds"] for r in records),
-        "config": settings.identity["config"],
-        **run_folder.environment(),
-    }
+    table1, collapse = {"learned": row}, {"learned": report.collapse_of_seeds(end)}
+    return cli.result(settings, records, table1=table1, collapse=collapse)
 
 
 def _figures(
     workdir: Path,
+    tested_on: str,
     records: Sequence[metrics.Record],
     images: np.ndarray,
     uncertainty: np.ndarray,
@@ -159,27 +154,28 @@ def _figures(
             figures.versions(
                 images,
                 versions,
-                title=f"Test images, {DRAWS} times transformed",
+                title=f"{tested_on.capitalize()}, {DRAWS} times transformed",
                 words=list(zip(*words, strict=True)),
             ),
             "What is done to each image",
-            "Test images on the left, draws of the augmenter beside them, and the transform of "
-            "each in words. The box that they are drawn from follows from how certain the "
-            "classifier is of the image. Wanted are draws that differ and can still be recognised. "
-            "While it trains, the share learned.share of the images gets such an affine transform, "
-            "the others are shifted by whole pixels, and of colour images the colours change in "
-            "all; if they have a policy of their own, after a colon, the others have that alone.",
+            f"{tested_on.capitalize()} on the left, draws of the augmenter beside them, and the "
+            "transform of each in words. The box that they are drawn from follows from how "
+            "certain the classifier is of the image. Wanted are draws that differ and can still "
+            "be recognised. While it trains, the share learned.share of the images gets such an "
+            "affine transform, the others are shifted by whole pixels, and of colour images the "
+            "colours change in all; if they have a policy of their own, after a colon, the "
+            "others have that alone.",
         ),
         "half_widths": (
             figures.half_widths(records),
             "How wide the augmentation is",
             "Of each coordinate, how far from the identity a transform is drawn; 0 would be a "
             "constant transform, 1 the bound, and a line that settles between has collapsed to "
-            "neither. A mean over the test images.",
+            f"neither. A mean over the {tested_on}.",
         ),
         "accuracy": (
             figures.accuracy(records),
-            "Test accuracy, epoch by epoch",
+            f"Accuracy on {tested_on}, epoch by epoch",
             "Of the classifier that was trained on the augmented images, on images left alone. In "
             "the last epochs the augmenter is frozen and all training images are seen.",
         ),
@@ -190,8 +186,8 @@ def _figures(
 def _print(workdir: Path, result: Mapping[str, Any]) -> None:
     row, learned = result["table1"]["learned"], result["collapse"]["learned"]
     sd = "" if row["sd"] is None else f" ± {row['sd']:.4f}"
-    print(f"\ntest accuracy {row['mean']:.4f}{sd}, n = {len(row['per_seed'])}")
-    print(f"on augmented test images {learned['test_augmented_accuracy']:.4f}")
+    print(f"\naccuracy on {result['tested_on']} {row['mean']:.4f}{sd}, n = {len(row['per_seed'])}")
+    print(f"on augmented ones {learned['test_augmented_accuracy']:.4f}")
     print("half-widths, shares of the bounds:")
     for name, _ in diagnostics.COORDINATES:
         if f"half_width_{name}" in learned:

@@ -48,7 +48,7 @@ def named_policy(
     """
     if ":" in text:
         first, others = (named_policy(half, num_classes, bounds) for half in text.split(":"))
-        return programs.either(first, others, lambda key, n: jax.random.bernoulli(key, 0.5, (n,)))
+        return programs.divide(first, others, lambda key, n: jax.random.bernoulli(key, 0.5, (n,)))
     names = text.split("+") if text else []
     return partial(_apply, [_policy(name, num_classes, bounds) for name in names])
 

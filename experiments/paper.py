@@ -8,6 +8,7 @@ of the max-entropy loss. Run it again in the same folder to resume.
   python -m experiments.paper                           the paper's protocol, for an accelerator
 """
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,6 @@ from maxent_aug.progress import duration
 PAPER_ACCURACY = {"baseline": 0.8736, "printed": 0.8760, "intended": 0.8760}
 PICTURES = 8
 NEXT = {"paper": "full", "cifar10_small": "small", "quick": "quick"}  # preset of experiments.learn
-COLLAPSE = (
-    "distance_from_identity", "spread", "rotation_deg", "rotation_deg_sd", "scale", "scale_sd",
-    "shear", "shear_sd", "shift_px", "shift_px_sd", "outside_frame",
-    "entropy_before", "entropy_after",
-)  # fmt: skip
 
 
 def main(settings: cli.Settings) -> None:
@@ -46,21 +42,23 @@ def main(settings: cli.Settings) -> None:
                 final[phase] = train.train_phase(run, phase, seed, final[phase.follows])
                 if seed == 0 and phase.kind == "augment":
                     shown[phase.branch] = _transforms(run, phase, final[phase])
-        result = processes.on_first(partial(_write, settings, shown))
+        result = processes.on_first(partial(_write, settings, phases, shown))
     _print(settings, result)
 
 
-def _write(settings: cli.Settings, shown: dict[str, Any]) -> dict[str, Any]:
+def _write(
+    settings: cli.Settings, phases: Sequence[Phase], shown: dict[str, Any]
+) -> dict[str, Any]:
     """Writes what came out to the run's folder: the content of result.json."""
     workdir = settings.workdir
-    records = [r for r in metrics.read(workdir / "metrics.jsonl") if r["seed"] < settings.seeds]
-    result = _result(settings, settings.identity["config"], records)
+    records = cli.records(settings, phases)
+    result = _result(settings, records)
     report.write_report(
         workdir / "report.html",
         title="Learned augmentation, the paper's protocol",
         result=result,
         records=records,
-        figures=_figures(workdir, records, shown),
+        figures=_figures(workdir, result["tested_on"], records, shown),
     )
     run_folder.write_json(workdir / "result.json", result)
     return result
@@ -90,10 +88,10 @@ def _augment(augmenter: steps.ModelState, on_device: programs.Data) -> tuple[jax
     return steps.denormalize(augmented, mean, sd), theta
 
 
-def _result(settings: cli.Settings, config: dict[str, Any], records: list[Any]) -> dict[str, Any]:
+def _result(settings: cli.Settings, records: Sequence[metrics.Record]) -> dict[str, Any]:
     """The content of result.json."""
-    forms = settings.config.augmenter.loss_forms
-    paper = PAPER_ACCURACY if config["data"]["name"] == "cifar10" else {}
+    data, forms = settings.config.data, settings.config.augmenter.loss_forms
+    paper = PAPER_ACCURACY if data.name == "cifar10" and not data.held_out else {}
     table1 = {}
     for branch in ("baseline", *forms):
         accuracies = [r["test_accuracy"] for r in _last(records, branch, "finetune")]
@@ -103,29 +101,21 @@ def _result(settings: cli.Settings, config: dict[str, Any], records: list[Any]) 
             "per_seed": accuracies,
             "paper": paper.get(branch),
         }
-    collapse = {}
-    for form in forms:
-        per_seed = [{k: r[k] for k in COLLAPSE} for r in _last(records, form, "augment")]
-        means = {k: float(np.mean([r[k] for r in per_seed])) for k in COLLAPSE}
-        collapse[form] = means | {"per_seed": per_seed}
-    return {
-        **cli.heading(settings),
-        "table1": table1,
-        "collapse": collapse,
-        "seconds": sum(r["seconds"] for r in records),
-        "config": config,
-        **run_folder.environment(),
-    }
+    collapse = {form: report.collapse_of_seeds(_last(records, form, "augment")) for form in forms}
+    return cli.result(settings, records, table1=table1, collapse=collapse)
 
 
-def _last(records: list[Any], branch: str, kind: str) -> list[Any]:
+def _last(records: Sequence[metrics.Record], branch: str, kind: str) -> list[metrics.Record]:
     """The record of the last epoch of a phase, for each seed."""
     newest = {r["seed"]: r for r in records if (r["branch"], r["phase"]) == (branch, kind)}
     return [newest[seed] for seed in sorted(newest)]
 
 
 def _figures(
-    workdir: Path, records: list[Any], shown: dict[str, dict[str, Any]]
+    workdir: Path,
+    tested_on: str,
+    records: Sequence[metrics.Record],
+    shown: dict[str, dict[str, Any]],
 ) -> list[tuple[Path, str, str]]:
     """Draws the figures: (path, title, caption) for the report."""
     from maxent_aug import figures  # matplotlib writes a cache of fonts when it is imported
@@ -138,10 +128,10 @@ def _figures(
     drawn = {
         "accuracy": (
             figures.accuracy(records),
-            "Test accuracy, epoch by epoch",
+            f"Accuracy on {tested_on}, epoch by epoch",
             "One pretrained classifier, then its branches. One that ends above the baseline has "
             "gained from its augmenter; one that falls where it parts is trained on images that "
-            "no longer look like the test images. The paper found no difference.",
+            "no longer look like those that it is tested on. The paper found no difference.",
         ),
         "adversarial_losses": (
             figures.adversarial_losses(records),
@@ -157,16 +147,18 @@ def _figures(
                 [words for branch in branches for words in shown[branch]["words"]],
                 of_all("entropy_before"),
                 of_all("entropy_after"),
+                columns=len(shown[branches[0]]["images"]),
                 row_names=[f"as {branch}" for branch in branches],
             ),
             "What was done to each image (Figure 3)",
-            "Test images above, the augmenter's output below, the transform in words, and the "
-            "entropy of the classifier's prediction before and after. Equal pictures were left "
-            "alone; where the entropy grows, the classifier is less sure than before.",
+            f"{tested_on.capitalize()} above, the augmenter's output below, the transform in "
+            "words, and the entropy of the classifier's prediction before and after. Equal "
+            "pictures were left alone; where the entropy grows, the classifier is less sure "
+            "than before.",
         ),
         "transforms": (
             figures.transforms(shown),
-            "Transforms of the test images",
+            f"Transforms of the {tested_on}",
             "A spike at the dotted line is a collapse to the identity, a spike elsewhere a "
             "collapse to one transform for all images.",
         ),
@@ -175,14 +167,16 @@ def _figures(
 
 
 def _print(settings: cli.Settings, result: dict[str, Any]) -> None:
-    print("\nTable 1: test accuracy" + " " * 12 + "mean      sd   n   paper (CIFAR-10)")
+    print(f"\nTable 1, on {result['tested_on']}")
+    print(f"  {'':<30} {'mean':<6}  {'sd':>6}   n   paper (CIFAR-10)")
     for row, cells in result["table1"].items():
         sd = "     -" if cells["sd"] is None else f"{cells['sd']:.4f}"
         paper = "     -" if cells["paper"] is None else f"{cells['paper']:.4f}"
         print(f"  {row:<30} {cells['mean']:.4f}  {sd}  {len(cells['per_seed']):>2}  {paper}")
-    print("\nCollapse, over the test images" + "".join(f"{f:>12}" for f in result["collapse"]))
-    for name in COLLAPSE:
-        print(f"  {name:<28}" + "".join(f"{c[name]:>12.4f}" for c in result["collapse"].values()))
+    collapse = result["collapse"]
+    print(f"\n{'Collapse':<30}" + "".join(f"{form:>12}" for form in collapse))
+    for name in (name for name in next(iter(collapse.values())) if name != "per_seed"):
+        print(f"  {name:<28}" + "".join(f"{means[name]:>12.4f}" for means in collapse.values()))
     print(f"\n{duration(result['seconds'])} on {result['device']}")
     print(f"figures, metrics.jsonl and result.json in {settings.workdir}")
     print(f"open {settings.workdir / 'report.html'}; an augmenter that does not collapse:")

@@ -2,8 +2,8 @@
 
 Draws bounds at random, trains a classifier under each, as experiments.compare does, and tests it on
 training images that were held out. half_affine flips every other image, shifts a half of them by
-whole pixels as flip_crop does, and transforms the other half, where a learned augmenter transforms
-a quarter. Run it again in the same folder to resume, or to add seeds.
+whole pixels as flip_crop does, and transforms the other half, as a learned augmenter does. Run it
+again in the same folder to resume, or to add seeds.
 
   python -m experiments.search --preset=small               20 trials on 5,000 images of CIFAR-10
   python -m experiments.search --config.policy=random_affine
@@ -83,8 +83,7 @@ def _write(
     settings: cli.Settings, trials: Mapping[str, Bounds], legs: Mapping[str, phases.Phase]
 ) -> dict[str, Any]:
     """Writes search.json, the best trial first: its content."""
-    records = metrics.read(settings.workdir / "metrics.jsonl")
-    records = [r for r in records if r["seed"] < settings.seeds and r["branch"] in legs]
+    records = cli.records(settings, legs.values())
     found = {
         name: metrics.accuracies(records, leg.branch, leg.kind, leg.epochs)
         for name, leg in legs.items()
@@ -97,15 +96,13 @@ def _write(
         }
         for name in sorted(found, key=lambda name: -np.mean(list(found[name].values())))
     }
-    result = {
-        **cli.heading(settings),
-        "note": "accuracy of the last epoch on held-out training images",
-        "best": next(iter(table)),
-        "table": table,
-        "seconds": sum(r["seconds"] for r in records),
-        "config": settings.identity["config"],
-        **run_folder.environment(),
-    }
+    result = cli.result(
+        settings,
+        records,
+        note="accuracy of the last epoch on held-out training images",
+        best=next(iter(table)),
+        table=table,
+    )
     run_folder.write_json(settings.workdir / "search.json", result)
     return result
 

@@ -174,8 +174,8 @@ class _Loaded(NamedTuple):
 
     module: StochasticAugmenter
     params: Any
-    mean: Array
-    sd: Array
+    mean: np.ndarray
+    sd: np.ndarray
     image_shape: tuple[int, ...]
 
     def apply(
@@ -255,7 +255,7 @@ def _read(path: Path) -> _Loaded:
         if about.pop("format") != FORMAT:
             raise ValueError("another format")
         shape = tuple(about.pop("image_shape"))
-        mean, sd = (jnp.asarray(arrays.pop(name)) for name in ("mean", "sd"))
+        mean, sd = arrays.pop("mean"), arrays.pop("sd")
         color = about.get("color")  # older files have none
         bounds = {"bounds": AffineBounds(*about["bounds"]), "color": color and ColorBounds(*color)}
         module = StochasticAugmenter(**about | bounds)

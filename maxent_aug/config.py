@@ -318,7 +318,7 @@ class Search(Training):
         "of all images, within each trial's bounds: one of experiments.compare's, + joins several, "
         ": two, for half of the images each",
     )
-    trials: int = _field(20, "random bounds, uniform within config.bounds", low=1)
+    trials: int = _field(20, "random bounds, uniform within config.bounds", low=1, high=1000)
     epochs: SearchEpochs = SearchEpochs()
     classifier: ScheduledClassifier = ScheduledClassifier()
     bounds: Bounds = Bounds()

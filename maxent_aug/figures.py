@@ -157,17 +157,17 @@ def augmented(
     entropy_before: Any,
     entropy_after: Any,
     *,
+    columns: int = COLUMNS,
     row_names: Sequence[str] = (),
-    title: str = "Above: the input. Below: what the augmenter made of it",
 ) -> Figure:
     """The paper's Figure 3: inputs above outputs, and what was done to each in words.
 
     Args:
-      images, warped: [N, H, W, C] uint8, C = 1 or 3; eight pairs a row.
+      images, warped: [N, H, W, C] uint8, C = 1 or 3.
       words: N descriptions (`diagnostics.describe`); commas part lines.
       entropy_before, entropy_after: [N] bits.
-      row_names: a heading for each row of eight, e.g. the branch.
-      title: of the figure.
+      columns: pairs a row, 1 to 8.
+      row_names: a heading for each row, e.g. the branch.
 
     Raises:
       ValueError: if the shapes or lengths do not agree, or for none at all.
@@ -184,14 +184,16 @@ def augmented(
     cell = (int(WIDTH_INCHES * DPI) - margin) // COLUMNS
     shown = _crisp(images.shape[1:3], cell - gap)
     texts = [_lines(text) for text in words]
-    starts = range(0, count, COLUMNS)
+    starts = range(0, count, columns)
     heading = 44 if row_names else 0
     blocks = [
-        heading + 2 * shown[0] + gap + line * (2 + max(map(len, texts[i : i + COLUMNS])))
+        heading + 2 * shown[0] + gap + line * (2 + max(map(len, texts[i : i + columns])))
         for i in starts
     ]
     figure = Figure(figsize=(WIDTH_INCHES, (top + sum(blocks)) / DPI), dpi=DPI)
-    _put_text(figure, margin, 16, title, fontsize=11)
+    _put_text(
+        figure, margin, 16, "Above: the input. Below: what the augmenter made of it", fontsize=11
+    )
     for row, (start, block) in enumerate(zip(starts, blocks, strict=True)):
         if row < len(row_names):
             _put_text(figure, margin, top, row_names[row], fontsize=9, weight="bold")
@@ -201,7 +203,7 @@ def augmented(
         for name, y_name in (("input", y), ("output", y_output)):
             style = {"fontsize": 8, "ha": "right", "va": "center", "color": GREY}
             _put_text(figure, margin - 14, y_name + shown[0] / 2, name, **style)
-        for i in range(start, min(start + COLUMNS, count)):
+        for i in range(start, min(start + columns, count)):
             x = margin + (i - start) * cell
             _put_image(figure, images[i], x, y, shown)
             _put_image(figure, warped[i], x, y_output, shown)

@@ -237,7 +237,8 @@ class StochasticAugmenter(nn.Module):
         empty corners, costs certainty that its transform alone would not.
       start_width: half_width of every coordinate of a new augmenter, between least_width and 1.
       least_width: above 0.
-      share: of the images that get an affine transform.
+      share: of the images that get an affine transform; of a batch in training, whole images in
+        each group of `partition`.
       others_shift: by which the other images are shifted at most, to either side and up or down, as
         a share of width and height; by whole pixels, and so without blur. None leaves them as they
         are, their colours, too.

@@ -33,7 +33,8 @@ from maxent_aug.spatial import DEFAULT_BOUNDS, AffineBounds
 # All that is random in a phase is drawn from fold_in(key(seed), KINDS[kind]); so a classifier that
 # is trained in one phase begins as one that is pretrained.
 KINDS = {"pretrain": 0, "augment": 1, "finetune": 2, "train": 0, "joint": 0, "replay": 0}
-SNAPSHOTS = 20  # of an augmenter, for a replay
+MATCHING = ("learned", "replayed")  # augmenters of a comparison that learn from unseen images
+SNAPSHOTS = 20  # of an augmenter, for a replay, if it has as many updates
 LAST_UPDATE = 2**31 - 1  # optimisers count in int32
 
 
@@ -59,13 +60,13 @@ class Phase:
 class Row(NamedTuple):
     """Of a comparison.
 
-    The policy of all images; what the augmenter learns from: a form of the paper's loss, "unseen"
-    images (`steps.joint_step`), these and "replayed", or None for no augmenter; and, if one that
-    learns from unseen images leaves those without an affine transform alone, their policy.
+    The policy of all images; the augmenter: None, a form of the paper's loss, "learned" from images
+    never seen (`steps.joint_step`), or such a one "replayed"; and, if one of the last two leaves
+    images without an affine transform alone, their policy.
     """
 
     policy: programs.Policy
-    form: str | None = None
+    augmenter: str | None = None
     others: programs.Policy | None = None
 
 
@@ -164,30 +165,30 @@ def comparison(
     """
     begin = _begin_scheduled(config, image_shape, num_classes, steps_per_epoch)
     begin_augment = _begin_augment(config.augmenter, config.discriminator, image_shape)
-    half, phases, joints = config.epochs.train // 2, {}, {}
-    for row, (policy, form, others) in rows.items():
+    epochs, half = config.epochs.train, config.epochs.train // 2
+    phases: dict[str, tuple[Phase, ...]] = {}
+    joints: dict[str, Phase] = {}
+    for row, (policy, augmenter, others) in rows.items():
         train = partial(Phase, row, policy=policy)
-        if form is None:
-            phases[row] = (train("train", config.epochs.train, begin, *_CLASSIFIER),)
-            continue
-        if form in ("unseen", "replayed"):
+        if augmenter is None:
+            phases[row] = (train("train", epochs, begin, *_CLASSIFIER),)
+        elif augmenter in MATCHING:
             branch = row.replace("replayed", "learned")
             if branch not in joints:
                 joint = _joint(branch, config, begin, policy, image_shape, others)
-                joints[branch] = _recorded(joint, joint.epochs * steps_per_epoch)
+                joints[branch] = _recorded(joint, steps_per_epoch)
             joint = joints[branch]
-            updates = joint.epochs * steps_per_epoch
-            rest = _rest(config, joint)
-            if form == "replayed":
-                rest = _replayed(row, config, begin, joint, updates)
+            if augmenter == "replayed":
+                rest = _replayed(row, config, begin, joint, steps_per_epoch)
+            else:
+                rest = _rest(config, joint)
             phases[row] = joint, rest
-            continue
-        pretrain = train("pretrain", half, begin, *_CLASSIFIER)
-        game = _augment_steps(config.augmenter, form)
-        augment = train("augment", config.epochs.augment, begin_augment, *game, pretrain)
-        rest = config.epochs.train - half
-        finetune = train("finetune", rest, _classifier_alone, *_CLASSIFIER, augment)
-        phases[row] = (pretrain, augment, finetune)
+        else:
+            pretrain = train("pretrain", half, begin, *_CLASSIFIER)
+            game = _augment_steps(config.augmenter, augmenter)
+            augment = train("augment", config.epochs.augment, begin_augment, *game, pretrain)
+            finetune = train("finetune", epochs - half, _classifier_alone, *_CLASSIFIER, augment)
+            phases[row] = pretrain, augment, finetune
     return phases
 
 
@@ -289,7 +290,7 @@ def _joint(
             del key
             return steps.first_of_groups(count, *augmenter.partition(count))
 
-        policy = programs.either(policy, others, transformed)
+        policy = programs.divide(policy, others, transformed)
     interval = learned.interval
     # Of fewer and larger batches: Malladi et al. 2022, https://arxiv.org/abs/2205.10287.
     rate = learned.learning_rate * interval**0.5
@@ -325,15 +326,16 @@ def _rest(config: Comparison | Learning, joint: Phase) -> Phase:
     )
 
 
-def _recorded(joint: Phase, updates: int) -> Phase:
+def _recorded(joint: Phase, steps_per_epoch: int) -> Phase:
     """A joint phase that keeps snapshots of the augmenter."""
+    updates = joint.epochs * steps_per_epoch
+    count = min(SNAPSHOTS, updates)  # each is written
 
     def begin(start: None, key: Array) -> steps.State:
         state = joint.begin(start, key)
         augmenter = cast(steps.ModelState, state.augmenter)
         snapshots = jax.tree.map(
-            lambda weights: jnp.zeros((SNAPSHOTS, *weights.shape), weights.dtype),
-            augmenter.params,
+            lambda weights: jnp.zeros((count, *weights.shape), weights.dtype), augmenter.params
         )
         return state.replace(snapshots=snapshots)
 
@@ -347,7 +349,7 @@ def _replayed(
     config: Comparison,
     begin_classifier: Callable[..., steps.State],
     joint: Phase,
-    updates: int,
+    steps_per_epoch: int,
 ) -> Phase:
     """A new classifier, trained on all images as the augmenter learned to transform them."""
 
@@ -360,7 +362,7 @@ def _replayed(
         kind="replay",
         epochs=config.epochs.train,
         begin=begin,
-        step=partial(steps.replayed_step, updates=updates),
+        step=partial(steps.replayed_step, updates=joint.epochs * steps_per_epoch),
         follows=joint,
         unseen=programs.ALL_SEEN,
     )

@@ -105,12 +105,13 @@ def either(first: ImagePolicy, second: ImagePolicy, share: float = 0.5) -> Image
     if not 0 <= share <= 1:
         raise ValueError(f"share must be within [0, 1], got {share}")
 
+    both = first, second
+
     def drawn(key: Array, images: ArrayLike) -> Array:
         one, other = (policy(jax.random.fold_in(key, i), images) for i, policy in enumerate(both))
         chosen = jax.random.bernoulli(jax.random.fold_in(key, 2), share, (len(one), 1, 1, 1))
         return jnp.where(chosen, other, one)
 
-    both = first, second
     return drawn
 
 

@@ -99,7 +99,7 @@ def unchanged(
     return images, labels
 
 
-def either(first: Policy, others: Policy, choose: Callable[[Array, int], Array]) -> Policy:
+def divide(first: Policy, others: Policy, choose: Callable[[Array, int], Array]) -> Policy:
     """The first policy for the images that are chosen, the other one for the rest.
 
     Args:
@@ -383,14 +383,15 @@ def _jitted(step: Callable) -> Callable:
 
 @keep_programs
 def eval_program(eval_step: Callable, mesh: Mesh, batch_size: int) -> Callable:
-    """Compiles an evaluation of batch_size images from `first` on; the last image pads."""
+    """Compiles an evaluation of batch_size images from `first` on; after the last, the first."""
     sharded = NamedSharding(mesh, P("data"))
 
     @partial(jax.jit, out_shardings=NamedSharding(mesh, P()))
     def run(state: Any, images: Array, labels: Array, mean: Array, sd: Array, first: Array) -> Any:
-        index = jnp.minimum(first + jnp.arange(batch_size), len(images) - 1)
+        index = (first + jnp.arange(batch_size)) % len(images)
         index = jax.lax.with_sharding_constraint(index, sharded)
-        return eval_step(state, steps.normalize(images[index], mean, sd), labels[index])
+        key = jax.random.fold_in(jax.random.key(0), first)
+        return eval_step(state, steps.normalize(images[index], mean, sd), labels[index], key)
 
     return run
 
@@ -398,15 +399,22 @@ def eval_program(eval_step: Callable, mesh: Mesh, batch_size: int) -> Callable:
 def evaluate(
     eval_step: Callable, state: Any, data: Data, mesh: Mesh, batch_size: int
 ) -> dict[str, np.ndarray]:
-    """An evaluation of every test image: arrays [N, ...]."""
+    """An evaluation of every test image: arrays [N, ...].
+
+    What it draws depends on the batch size, not on the number of devices.
+    """
     count = len(data.test_images)
-    batch_size = mesh.size * math.ceil(min(batch_size, count) / mesh.size)
-    program = eval_program(eval_step, mesh, batch_size)
+    batch_size = min(batch_size, count)
+    program = eval_program(eval_step, mesh, mesh.size * math.ceil(batch_size / mesh.size))
     batches = [
         program(state, data.test_images, data.test_labels, data.mean, data.sd, first)
         for first in put(mesh, *map(np.int32, range(0, count, batch_size)))
     ]
-    return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *jax.device_get(batches))
+
+    def join(*parts: np.ndarray) -> np.ndarray:
+        return np.concatenate([part[:batch_size] for part in parts])[:count]
+
+    return jax.tree.map(join, *jax.device_get(batches))
 
 
 @keep_programs

@@ -10,10 +10,10 @@ from statistics import fmean, median
 from typing import Any
 
 from maxent_aug.diagnostics import COORDINATES
+from maxent_aug.metrics import Record
 from maxent_aug.progress import duration
 from maxent_aug.run_folder import write_atomically
 
-Record = Mapping[str, Any]
 Picture = tuple[bytes | str | os.PathLike[str], str, str]
 
 # What a collapse looks like: key of diagnostics.summarise, its deviation, label, unit.
@@ -50,6 +50,18 @@ NAMES = {
 }
 
 
+def collapse_of_seeds(records: Sequence[Record]) -> dict[str, Any]:
+    """What `COLLAPSE_ROWS` shows: means over records, one of each seed, and `per_seed`.
+
+    Figures that no record has are left out.
+    """
+    names = [name for key, deviation, *_ in COLLAPSE_ROWS for name in (key, deviation) if name]
+    names = [name for name in names if any(name in record for record in records)]
+    per_seed = [{name: record[name] for name in names} for record in records]
+    means = {name: fmean(values[name] for values in per_seed) for name in names}
+    return means | {"per_seed": per_seed}
+
+
 def write_report(
     path: str | os.PathLike[str],
     *,
@@ -63,14 +75,15 @@ def write_report(
     Args:
       path: of the HTML file; replaced whole.
       title: heading of the page.
-      result: the content of result.json: experiment, preset, command, table1, collapse, seconds,
-        config, versions, device, date. A part that is missing or empty is left out.
+      result: the content of result.json: experiment, preset, command, date, tested_on, table1,
+        collapse, seconds, config, versions, device. A part that is missing or empty is left out.
       records: of metrics.jsonl, for the table of phases.
       figures: (PNG as bytes or its path, title, caption) in the order of the page.
     """
+    tested_on = result.get("tested_on") or "test images"
     sections = [
-        _table1(result.get("table1") or {}),
-        _collapse(result.get("collapse") or {}),
+        _table1(result.get("table1") or {}, tested_on),
+        _collapse(result.get("collapse") or {}, tested_on),
         _figures(figures),
         _phases(list(records)),
         _settings("Settings", _flat(result.get("config") or {})),
@@ -100,7 +113,7 @@ def _lead(result: Mapping[str, Any]) -> str:
     return f'<dl class="facts">{items}</dl>{again}'
 
 
-def _table1(table: Mapping[str, Mapping[str, Any]]) -> str:
+def _table1(table: Mapping[str, Mapping[str, Any]], tested_on: str) -> str:
     if not table:
         return ""
     of_paper = any("paper" in row for row in table.values())
@@ -117,9 +130,9 @@ def _table1(table: Mapping[str, Mapping[str, Any]]) -> str:
         rows.append(cells + [_number(row.get("paper"), 4)] * known)
     heads = ["", "mean", "sd", "seeds"] + ["paper"] * known
     return _section(
-        "Table 1: test accuracy" if of_paper else "Test accuracy",
+        f"{'Table 1: a' if of_paper else 'A'}ccuracy on {tested_on}",
         _table(heads, rows) + _seeds_plot(table),
-        "The share of test images that the classifier gets right after its last epoch, over seeds"
+        f"The share of {tested_on} that the classifier gets right after its last epoch, over seeds"
         f"{', and the figure that the paper prints' * known}. A difference below the sd is no "
         "evidence.",
     )
@@ -143,7 +156,7 @@ def _seeds_plot(table: Mapping[str, Mapping[str, Any]]) -> str:
     return f'<div class="strips">{"".join(strips)}{scale}</div>'
 
 
-def _collapse(collapse: Mapping[str, Mapping[str, Any]]) -> str:
+def _collapse(collapse: Mapping[str, Mapping[str, Any]], tested_on: str) -> str:
     if not collapse:
         return ""
     rows = []
@@ -163,7 +176,7 @@ def _collapse(collapse: Mapping[str, Mapping[str, Any]]) -> str:
     return _section(
         "Has the augmenter collapsed?",
         _table(["", *map(_name, collapse)], rows),
-        "Measured on the test images when the augmenter had been trained. What follows ± is the "
+        f"Measured on the {tested_on} when the augmenter had been trained. What follows ± is the "
         "deviation between images; the small figures are the seeds one by one. A distance near 0 "
         "is a collapse to the identity: nothing is augmented. A spread much smaller than the "
         "distance is a collapse to one transform, the same for every image.",

@@ -448,8 +448,9 @@ def _augmenter(state: State) -> ModelState:
     return state.augmenter
 
 
-def eval_step(state: State, images: Array, labels: Array) -> Metrics:
+def eval_step(state: State, images: Array, labels: Array, key: Array) -> Metrics:
     """The classifier on images as they are: values [B] of loss, accuracy and entropy."""
+    del key
     return _classifier_metrics(state.classifier(images), labels)
 
 
@@ -462,7 +463,7 @@ def _classifier_metrics(logits: Array, labels: Array) -> Metrics:
     }
 
 
-def joint_eval_step(state: State, images: Array, labels: Array) -> Metrics:
+def joint_eval_step(state: State, images: Array, labels: Array, key: Array) -> Metrics:
     """`eval_step`, and what a stochastic augmenter does to the same images, each drawn once.
 
     Returns:
@@ -471,7 +472,7 @@ def joint_eval_step(state: State, images: Array, labels: Array) -> Metrics:
       in place of each one's own, as large as these on average (in the log of its volume),
       same_box_accuracy and same_box_entropy [B].
     """
-    augmenter, key, logits = _augmenter(state), jax.random.key(0), state.classifier(images)
+    augmenter, logits = _augmenter(state), state.classifier(images)
     uncertainty = losses.uncertainty(logits)
     augmented, theta, _, box = augmenter(images, key, uncertainty, method="transform")
     logits_after = state.classifier(augmented)
@@ -497,7 +498,14 @@ def _is_right(logits: Array, labels: Array) -> Array:
 
 
 def augment_eval_step(
-    state: State, images: Array, labels: Array, *, form: str, target: float, saturating: bool
+    state: State,
+    images: Array,
+    labels: Array,
+    key: Array,
+    *,
+    form: str,
+    target: float,
+    saturating: bool,
 ) -> Metrics:
     """`eval_step`, and what augmenter and discriminator do to the same images.
 
@@ -507,7 +515,7 @@ def augment_eval_step(
       a discriminator generator_loss and discriminator_loss.
     """
     augmenter = _augmenter(state)
-    key, other_key = jax.random.split(jax.random.key(0))
+    key, other_key = jax.random.split(key)
     augmented, theta = augmenter(images, key)
     _, theta_again = augmenter(images, other_key)
     logits, logits_after = state.classifier(images), state.classifier(augmented)

@@ -87,7 +87,7 @@ def test_scores():
         classifier = staticmethod(lambda images: logits)
 
     def ask(name):
-        scores = active_learning.SCORES[name](Known, None, None)["score"]
+        scores = active_learning.SCORES[name](Known, None, None, None)["score"]
         return np.argsort(-np.asarray(scores)).tolist()
 
     assert ask("entropy") == [1, 2, 0]
@@ -105,7 +105,7 @@ def test_the_predicted_loss_is_the_score_of_learning_loss():
         tx=active_learning.phases.scheduled_sgd(CONFIG.classifier, 1),
     )
     state = train.steps.State(classifier)
-    scores = active_learning.SCORES["learning_loss"](state, images, None)["score"]
+    scores = active_learning.SCORES["learning_loss"](state, images, None, None)["score"]
     np.testing.assert_array_equal(scores, module.apply(variables, images, method="with_loss")[1])
 
 

@@ -125,7 +125,7 @@ def test_a_colon_divides_the_images():
     images = jax.random.randint(jax.random.key(0), (64, 8, 8, 3), 0, 256).astype(jnp.uint8)
     labels = jnp.arange(64) % 10
     row = compare._row("identity:cutout", 10)
-    assert row.form is row.others is None
+    assert row.augmenter is row.others is None
     chosen = []
     for seed in range(2):
         changed, kept = jax.jit(lambda key: row.policy(key, images, labels, None))(
@@ -137,7 +137,7 @@ def test_a_colon_divides_the_images():
     assert (chosen[0] != chosen[1]).any()
 
     row = compare._row("learned:cutout", 10)
-    assert row.form == "unseen" and row.others is not None
+    assert row.augmenter == "learned" and row.others is not None
     config = COMPARISON_PRESETS["small"]
     (joint, rest), *_ = phases.comparison(config, {"": row}, (8, 8, 3), 10, 3).values()
     mixed, _ = jax.jit(lambda key: joint.policy(key, images, labels, None))(jax.random.key(1))

@@ -98,7 +98,7 @@ def test_the_classifier_learns(state, batch):
         state, metrics = classifier_step(state, *batch)
         first = first or float(metrics["loss"])
     assert float(metrics["loss"]) < 0.3 * first
-    values = jax.jit(steps.eval_step)(state, *batch)
+    values = jax.jit(steps.eval_step)(state, *batch, KEY)
     assert float(values["accuracy"].mean()) > 0.9
 
 
@@ -219,13 +219,13 @@ def test_one_box_for_all_is_each_images_own_only_while_these_are_alike(state, st
     weights = state.classifier.params
     weights = weights | {"Dense_0": jax.tree.map(lambda x: 20 * x, weights["Dense_0"])}
     classifier = state.classifier.replace(params=weights)  # a new one is as uncertain of all images
-    new = evaluate(steps.State(classifier, stochastic), *batch)
+    new = evaluate(steps.State(classifier, stochastic), *batch, KEY)
     np.testing.assert_allclose(new["same_box_entropy"], losses.entropy(new["logits_after"]), 1e-4)
     assert new["same_box_accuracy"].mean() == new["augmented_accuracy"].mean()
     kernel = stochastic.params["output_layer"]["kernel"]
     noise = jax.random.normal(KEY, kernel.shape)
     params = jax.tree.map(lambda x: noise if x is kernel else x, stochastic.params)
-    own = evaluate(steps.State(classifier, stochastic.replace(params=params)), *batch)
+    own = evaluate(steps.State(classifier, stochastic.replace(params=params)), *batch, KEY)
     assert np.std(own["half_width"], axis=0).max() > 0.05
     difference = own["same_box_entropy"] - losses.entropy(own["logits_after"])
     assert np.abs(difference).max() > 1e-3
@@ -396,13 +396,13 @@ def test_phase_3_trains_on_the_augmented_images(state, batch):
 
 def test_evaluation_agrees_with_the_step_before_any_update(state, batch):
     images, labels = batch
-    values = jax.jit(partial(steps.augment_eval_step, **OPTIONS))(state, images, labels)
+    values = jax.jit(partial(steps.augment_eval_step, **OPTIONS))(state, images, labels, KEY)
     chex.assert_tree_shape_prefix(values, (24,))
     _, metrics = augment_step(state, images, labels)
     for name in ("generator_loss", "max_entropy_loss"):
         np.testing.assert_allclose(values[name].mean(), metrics[name], rtol=1e-4)
     np.testing.assert_allclose(values["logits_before"], values["logits_after"], atol=1e-4)
-    plain = jax.jit(steps.eval_step)(state, images, labels)
+    plain = jax.jit(steps.eval_step)(state, images, labels, KEY)
     np.testing.assert_allclose(plain["loss"], values["loss"], rtol=1e-4)
 
 

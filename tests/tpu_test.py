@@ -91,7 +91,7 @@ def compared(interval=1):
     config = Comparison(epochs=ComparedEpochs(train=2), batch_size=16, learned=learned)
     tiny = partial(models.ResNet, stage_sizes=(1,), width=4)
     with mock.patch.object(models, "ResNet18", tiny):
-        rows = {"learned": phases.Row(programs.unchanged, "unseen")}
+        rows = {"learned": phases.Row(programs.unchanged, "learned")}
         return {p.name: p for p in phases.comparison(config, rows, (8, 8, 1), 10, 3)["learned"]}
 
 

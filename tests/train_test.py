@@ -345,7 +345,7 @@ def joint(interval=1):
     config = Comparison(epochs=ComparedEpochs(train=2), batch_size=16, learned=learned)
     tiny = partial(models.ResNet, stage_sizes=(1,), width=4)
     with mock.patch.object(models, "ResNet18", tiny):
-        rows = {"learned": phases.Row(programs.unchanged, "unseen")}
+        rows = {"learned": phases.Row(programs.unchanged, "learned")}
         joint, rest = phases.comparison(config, rows, (8, 8, 1), 10, STEPS)["learned"]
     assert joint.epochs + rest.epochs == 2 and rest.unseen.share == 0
     return joint
@@ -436,7 +436,7 @@ def test_a_loop_of_steps_equals_single_steps(make):
     phase = make() if callable(make) else small_run.phases()[make]
     state = phase.begin(None, jax.random.key(0)) if callable(make) else begin_all()[phase]
     single, looped = (run_steps(phase, state, 1, STEPS, calls) for calls in (None, 2))
-    chex.assert_trees_all_close(single[1], looped[1], rtol=1e-4, atol=1e-5)
+    chex.assert_trees_all_close(single[1], looped[1], rtol=1e-3, atol=1e-5)
     assert_states_close(single[0], looped[0])
 
 
@@ -503,13 +503,15 @@ def test_an_epoch_makes_no_implicit_transfer(tmp_path, monkeypatch, together):
     small_run.go(tmp_path, legs=legs)
 
 
-@pytest.mark.parametrize(("devices", "batch_size"), [(1, 7), (1, 25), (1, 10**12), (8, 7), (8, 16)])
+@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("batch_size", [1, 7, 16, 25, 10**12])
 def test_evaluation_covers_every_image(devices, batch_size):
-    """Equal to a loop over the 25 images, one at a time."""
+    """Equal to a loop over the 25 images, one at a time; no two have the same draw."""
     data = small_run.data(devices)
 
-    def values(state, images, labels):
-        return {"sum": images.sum((1, 2, 3)) * state, "label": labels}
+    def values(state, images, labels, key):
+        drawn = jax.random.uniform(key, (len(images), 2))
+        return {"sum": images.sum((1, 2, 3)) * state, "label": labels, "drawn": drawn}
 
     got = programs.evaluate(values, np.float32(2), data, small_run.mesh(devices), batch_size)
     images = jax.device_get(data.test_images).astype(np.float32) / 255
@@ -517,6 +519,10 @@ def test_evaluation_covers_every_image(devices, batch_size):
     expected = [2 * ((image - mean) / sd).sum() for image in images]
     np.testing.assert_allclose(got["sum"], expected, rtol=1e-4, atol=1e-4)
     np.testing.assert_array_equal(got["label"], small_run.digits(100, 125).labels)
+    keys = [jax.random.fold_in(jax.random.key(0), first) for first in range(0, 25, batch_size)]
+    drawn = [jax.random.uniform(key, (min(batch_size, 25), 2)) for key in keys]
+    np.testing.assert_array_equal(got["drawn"], np.concatenate(drawn)[:25])
+    assert len(np.unique(got["drawn"])) == 50
 
 
 def test_the_rate_is_of_the_steps_that_are_timed(tmp_path, monkeypatch):
