@@ -253,7 +253,10 @@ def _shown(value: Any) -> str:
 def _parse(presets: Mapping[str, Training], argv: list[str]) -> list[str]:
     """absl's parser, except that --help fits a screen and that an error takes one line."""
     if "--help" in argv:
-        print(_help(presets))
+        try:
+            print(_help(presets), flush=True)
+        except BrokenPipeError:
+            _drop_output()
         sys.exit(0)
     try:
         rest = flags.FLAGS(argv)
@@ -319,6 +322,13 @@ def with_more_seeds(settings: Settings) -> str:
     return shlex.join(["python", "-m", f"experiments.{settings.experiment}", *given, seeds])
 
 
+def given_flags(*without: str) -> str:
+    """The flags of this command, as it takes them, but for those whose names begin like that."""
+    own = flags.FLAGS.get_key_flags_for_module(sys.argv[0])
+    given = [flag for flag in own if flag.present and not flag.name.startswith(without)]
+    return shlex.join(flag.serialize() for flag in given)
+
+
 def fail(error: BaseException, code: int) -> NoReturn:
     """Ends the process with the error in one line, which of several processes the first prints."""
     _tell(f"error: {' '.join(str(error).split())}")
@@ -328,6 +338,11 @@ def fail(error: BaseException, code: int) -> NoReturn:
 def _tell(line: str) -> None:
     if not jax.distributed.is_initialized() or jax.process_index() == 0:
         print(line, file=sys.stderr)
+
+
+def _drop_output() -> None:
+    """What is left of the output goes nowhere: its reader has gone, and Python tries at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _join_processes() -> None:
@@ -369,7 +384,8 @@ def _cpu_devices(config: Training) -> int | None:
     flag = "xla_force_host_platform_device_count"
     if "JAX_NUM_CPU_DEVICES" in os.environ or flag in os.environ.get("XLA_FLAGS", ""):
         return None
-    if DISTRIBUTED.value or config.data.name == "digits":  # 8x8 pixels: too little to divide
+    too_small = data.base_name(config.data.name) == "digits"  # 8x8 pixels
+    if DISTRIBUTED.value or too_small:
         return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     counts, batch_size = range(2, (cores or 1) + 1), config.batch_size
@@ -605,8 +621,13 @@ def run(
         except (IsADirectoryError, NotADirectoryError, FileExistsError, PermissionError) as error:
             there = f"{error.filename2 or error.filename}: {error.strerror}"
             fail(UsageError(f"{there}; put right what is there, or choose another workdir"), 2)
-        except (NonFiniteLoss, OSError) as error:
+        except NonFiniteLoss as error:
             fail(error, 1)
+        except BrokenPipeError:
+            _drop_output()
+            fail(UsageError(f"what reads the output has gone; {again}"), 1)
+        except OSError as error:
+            fail(UsageError(f"{error}; {again}"), 1)
         except FirstProcessFailed:
             sys.exit(1)
         except Interrupted as error:
@@ -616,5 +637,8 @@ def run(
             _tell(f"stopped at once; {again}")
             sys.exit(128 + signal.SIGINT)
 
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by what started this
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     _define_all(presets)
     app.run(call, flags_parser=partial(_parse, presets))

@@ -35,6 +35,7 @@ LEARNED = ("printed", "intended", *phases.MATCHING)
 SINGLE = (*NAMES, *LEARNED)
 CONTROLS = ("identity", "random_affine")  # what every row is compared with
 PICTURES = 8
+LONGEST_NAME = 200  # of a row, which files are named by
 
 POLICIES = flags.DEFINE_list(
     "policies",
@@ -75,6 +76,8 @@ def main(settings: cli.Settings) -> None:
 def _check(names: Sequence[str]) -> tuple[str, ...]:
     """Raises UsageError unless each name is of a policy, or of several joined by + and :."""
     for name in names:
+        if len(name) > LONGEST_NAME:
+            raise cli.UsageError(f"--policies: {name!r} has more than {LONGEST_NAME} characters")
         first, colon, others = name.partition(":")
         parts = first.split("+")
         learned = [part for part in parts if part in LEARNED]
@@ -120,7 +123,7 @@ def _train(
 
     if on_first(done):
         for leg in legs:
-            run.clock.skip(leg.kind, leg.epochs)
+            run.clock.skip(leg, leg.epochs)
         return
     state = None
     for leg in legs:

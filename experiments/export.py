@@ -19,6 +19,8 @@ def run(arguments: Sequence[str]) -> None:
     parser.add_argument("--augmenter", type=Path, required=True, help="augmenter.npz of a run")
     parser.add_argument("--to", type=Path, required=True, help="NAME.stablehlo")
     options = parser.parse_args(arguments)
+    if options.to.is_dir():
+        parser.error(f"--to: {options.to} is a folder; choose another name")
     if not options.to.parent.is_dir():
         parser.error(f"--to: the folder {options.to.parent} does not exist; create it")
     try:
@@ -26,7 +28,7 @@ def run(arguments: Sequence[str]) -> None:
     except ValueError as error:
         parser.error(str(error))
     except OSError as error:
-        parser.error(f"{error.filename}: {error.strerror}")
+        parser.error(f"{error.filename2 or error.filename or options.to}: {error.strerror}")
     beside = options.to.with_suffix(".json")
     print(f"{options.to} for {', '.join(about['platforms'])}; what it takes and does: {beside}")
 

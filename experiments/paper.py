@@ -19,6 +19,7 @@ import numpy as np
 from experiments import cli
 from maxent_aug import diagnostics, metrics, processes, programs, report, run_folder, steps, train
 from maxent_aug.config import PRESETS
+from maxent_aug.data import base_name
 from maxent_aug.phases import Phase, schedule
 from maxent_aug.progress import duration
 
@@ -91,7 +92,7 @@ def _augment(augmenter: steps.ModelState, on_device: programs.Data) -> tuple[jax
 def _result(settings: cli.Settings, records: Sequence[metrics.Record]) -> dict[str, Any]:
     """The content of result.json."""
     data, forms = settings.config.data, settings.config.augmenter.loss_forms
-    paper = PAPER_ACCURACY if data.name == "cifar10" and not data.held_out else {}
+    paper = PAPER_ACCURACY if base_name(data.name) == "cifar10" and not data.held_out else {}
     table1 = {}
     for branch in ("baseline", *forms):
         accuracies = [r["test_accuracy"] for r in _last(records, branch, "finetune")]

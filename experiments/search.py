@@ -117,8 +117,10 @@ def _print(settings: cli.Settings, result: Mapping[str, Any]) -> None:
     policy, best = settings.config.policy, result["table"][result["best"]]["bounds"]
     print(f"\n{result['note']}")
     print(f"{duration(result['seconds'])} on {result['device']}; search.json in {settings.workdir}")
-    print(f"the best, on test images: python -m experiments.compare --preset={settings.preset}")
-    print(f"  --policies={policy} {as_flags(best)}")
+    without = "config.policy", "config.trials", "config.bounds", "config.data.held_out", "workdir"
+    print("the best, on test images:")
+    print(f"  python -m experiments.compare --policies={policy} {as_flags(best)}", end=" ")
+    print(cli.given_flags(*without))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import hashlib
 import io
 import math
 import os
+import re
 import shutil
 import sys
 import tarfile
@@ -110,6 +111,11 @@ def load(
     except PermissionError as error:
         raise ValueError(f"data_dir {folder}: {error.filename} cannot be read") from error
     return _read(name, prepared, split, image_size, most_bytes)
+
+
+def base_name(name: str) -> str:
+    """Of a data set, without its configuration and version: cifar10 of CIFAR10:3.0.2."""
+    return re.split("[/:]", name)[0].lower()
 
 
 def subset(dataset: Dataset, examples: int, seed: int) -> Dataset:

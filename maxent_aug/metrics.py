@@ -40,8 +40,10 @@ class MetricsWriter:
         self.path = self.workdir / "metrics.jsonl"
         self._events: Any = None
         self._run: tuple[Any, ...] | None = None
-        if self.path.exists():
-            read(self.path)  # damage is found before anything is written
+        if self.path.exists():  # damage is found before anything is written
+            records = read(self.path)
+            if self.path.read_bytes() != _lines(records):
+                _replace(self.path, records)  # cut off by a kill: nothing must be glued to it
 
     def write(self, record: Record) -> None:
         """Adds one record. Numbers that are not finite become null.
@@ -51,9 +53,6 @@ class MetricsWriter:
             a bool or None.
         """
         line = _line(_checked(record))
-        if self.path.exists() and not self.path.read_bytes().endswith(b"\n"):
-            # Cut off by a kill: the next line must not be glued to it.
-            _replace(self.path, read(self.path))
         with self.path.open("a", encoding="utf-8") as file:
             file.write(line)
             file.flush()
@@ -177,4 +176,8 @@ def _line(record: Record) -> str:
 
 
 def _replace(path: Path, records: Iterable[Record]) -> None:
-    write_atomically(path, "".join(map(_line, records)).encode())
+    write_atomically(path, _lines(records))
+
+
+def _lines(records: Iterable[Record]) -> bytes:
+    return "".join(map(_line, records)).encode()

@@ -1,6 +1,7 @@
 """One HTML file that holds a run: tables, figures, settings, and the command to do it again."""
 
 import base64
+import cmath
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -59,6 +60,9 @@ def collapse_of_seeds(records: Sequence[Record]) -> dict[str, Any]:
     names = [name for name in names if any(name in record for record in records)]
     per_seed = [{name: record[name] for name in names} for record in records]
     means = {name: fmean(values[name] for values in per_seed) for name in names}
+    if "rotation_deg" in means:  # of angles: that of 175° and -175° is 180°
+        turns = [cmath.rect(1.0, math.radians(values["rotation_deg"])) for values in per_seed]
+        means["rotation_deg"] = math.degrees(cmath.phase(sum(turns)))
     return means | {"per_seed": per_seed}
 
 

@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import glob
 import json
 import os
 import platform
@@ -64,8 +65,8 @@ def check_run_folder(workdir: Path, identity: Mapping[str, Any]) -> None:
     """Changes nothing on disk. What the identity has no part of is not compared.
 
     Raises:
-      RunFolderError: if it is no folder, cannot be read, holds other files, or holds a run of
-        another identity; the first field that differs is named.
+      RunFolderError: if it is no folder, has * ? or [ in its path, cannot be read, holds other
+        files, or holds a run of another identity; the first field that differs is named.
     """
     try:
         str(workdir.absolute()).encode()
@@ -73,6 +74,8 @@ def check_run_folder(workdir: Path, identity: Mapping[str, Any]) -> None:
         raise RunFolderError(
             f"workdir {str(workdir)!a} has a name that is not UTF-8; choose another"
         ) from None
+    if glob.has_magic(str(workdir.absolute())):  # orbax finds a checkpoint's files by a pattern
+        raise RunFolderError(f"workdir {workdir.absolute()} has one of * ? [ in it; choose another")
     path = workdir / "config.json"
     try:
         if not path.exists():

@@ -19,6 +19,7 @@ from flax import struct
 from flax.training.train_state import TrainState
 from jax import Array
 from jax.core import Tracer
+from jax.typing import ArrayLike
 
 from maxent_aug import losses
 
@@ -89,12 +90,12 @@ def _compiled_init(module: nn.Module, *inputs: Any) -> Any:
     return module.init(*inputs)
 
 
-def normalize(images: Array, mean: Array, sd: Array) -> Array:
+def normalize(images: Array, mean: ArrayLike, sd: ArrayLike) -> Array:
     """Maps images [..., C] of 0 to 255 to float32 of mean 0 and sd 1 (ours), of images / 255."""
     return (images.astype(jnp.float32) / 255.0 - mean) / sd
 
 
-def denormalize(images: Array, mean: Array, sd: Array) -> Array:
+def denormalize(images: Array, mean: ArrayLike, sd: ArrayLike) -> Array:
     """The inverse of `normalize`: float32 [..., C] to uint8, rounded and clipped."""
     return jnp.clip(jnp.round((images * sd + mean) * 255.0), 0, 255).astype(jnp.uint8)
 

@@ -46,9 +46,13 @@ class Interrupted(Exception):
 
 @contextmanager
 def stop_on_signals() -> Iterator[list[int]]:
-    """Within it, SIGINT and SIGTERM are noted in a list; a second one acts at once."""
+    """Within it, SIGINT and SIGTERM are noted in a list; a second one acts at once.
+
+    One that is ignored, as by what a script starts in the background, stays so.
+    """
     received: list[int] = []
-    previous = {int(s): signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {int(s): signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: each for number, each in handlers.items() if each != signal.SIG_IGN}
 
     def note(number: int, frame: Any) -> None:
         del frame
@@ -68,24 +72,29 @@ class Clock:
     """How long the epochs that are left will take."""
 
     def __init__(self, phases: tuple[Phase, ...], seeds: int) -> None:
-        self._left: Counter[str] = Counter()
-        # Of the fastest epoch of each kind of phase but its first, in which programs are compiled.
+        self._left: Counter[Phase] = Counter()
+        # By kind: of a first epoch its training alone, of the fastest later one all.
+        self._first: dict[str, float] = {}
         self._seconds: dict[str, float] = {}
-        self._first: dict[str, float] = {}  # of the first, its training alone
+        # In a phase's first epoch its programs are compiled; what that took, the last time.
+        self._begun: set[Phase] = set()
+        self._compilation = 0.0
         for phase in phases:
-            self._left[phase.kind] += phase.epochs * seeds
+            self._left[phase] += phase.epochs * seeds
 
-    def skip(self, kind: str, epochs: int) -> None:
+    def skip(self, phase: Phase, epochs: int) -> None:
         """Epochs that an earlier start of the run has done."""
-        self._left[kind] -= epochs
+        self._left[phase] -= epochs
 
-    def tick(self, kind: str, seconds: float, training: float) -> None:
+    def tick(self, phase: Phase, seconds: float, training: float) -> None:
         """An epoch has ended: its seconds, and what the training of a whole one takes."""
-        self._left[kind] -= 1
-        if kind in self._first:
-            self._seconds[kind] = min(seconds, self._seconds.get(kind, math.inf))
+        self._left[phase] -= 1
+        if phase in self._begun:
+            self._seconds[phase.kind] = min(seconds, self._seconds.get(phase.kind, math.inf))
         else:
-            self._first[kind] = training
+            self._begun.add(phase)
+            self._first[phase.kind] = training
+            self._compilation = max(0.0, seconds - training)
 
     def seconds_left(self) -> float | None:
         """Until all phases have ended; None before the first epoch has."""
@@ -93,7 +102,12 @@ class Clock:
         if not known:
             return None
         unknown = max(known.values())
-        return sum(n * known.get(kind, unknown) for kind, n in self._left.items())
+        left = {phase: epochs for phase, epochs in self._left.items() if epochs > 0}
+        return sum(
+            epochs * known.get(phase.kind, unknown)
+            + (0.0 if phase in self._begun else self._compilation)
+            for phase, epochs in left.items()
+        )
 
 
 @dataclass(frozen=True)
@@ -179,7 +193,7 @@ def train_phase(run: Run, phase: Phase, seed: int, start: steps.State | None) ->
         leg = Leg(run, phase, seed, manager, *programs.put(run.mesh, *keys, *parts))
         try:
             position, at = _resume_or_begin(leg, begin)
-            run.clock.skip(phase.kind, position // run.steps_per_epoch)
+            run.clock.skip(phase, position // run.steps_per_epoch)
             for epoch in range(position // run.steps_per_epoch, phase.epochs):
                 # Before the first step, and before it is compiled.
                 if number := int(_signal(run)):
@@ -260,7 +274,7 @@ def _train_epoch(leg: Leg, epoch: int, at: Epoch) -> Epoch:
     seconds = time.perf_counter() - started
     line = where | record | {"images_per_second": rate, "seconds": seconds}
     processes.on_first(lambda: run.writer.write(line))
-    run.clock.tick(phase.kind, seconds, run.steps_per_epoch * run.config.batch_size / rate)
+    run.clock.tick(phase, seconds, run.steps_per_epoch * run.config.batch_size / rate)
     _show(run, phase, where, record, rate)
     end = Epoch(at.state, programs.zero_sums(at.sums["metrics"], run.mesh), 0)
     number = int(_signal(run))

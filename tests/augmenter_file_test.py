@@ -1,6 +1,7 @@
 """A learned augmenter's file: what is saved is what is applied, and damage is named."""
 
 import json
+import os
 import subprocess
 import sys
 import zipfile
@@ -258,6 +259,13 @@ def test_a_damaged_file_is_named(path, damage):
     with pytest.raises(ValueError, match=r"augmenter\.npz is not an augmenter's file"):
         load_augmenter(path)
     assert [p.name for p in path.parent.iterdir()] == ["augmenter.npz"]
+
+
+def test_a_file_is_read_without_a_device(path):
+    """So that one that is not there is not taken for a damaged file."""
+    read = "import sys, maxent_aug; maxent_aug.load_augmenter(sys.argv[1])"
+    environment = os.environ | {"JAX_PLATFORMS": "nonsense"}
+    subprocess.run([sys.executable, "-c", read, path], env=environment, check=True)
 
 
 def test_a_missing_file_is_an_os_error(tmp_path):

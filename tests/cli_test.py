@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -219,11 +220,15 @@ def test_every_field_of_every_experiment_refuses(refused, experiment):
     [
         *[("compare", f"--policies={p}") for p in ("", "flop", "flip,flip", "flip+", "+", "Flip")],
         *[("compare", f"--policies={p}") for p in ("printed+intended", "flip,", "learned+learned")],
+        *[("compare", f"--policies={p}") for p in ("learned+flip", "flip" + 50 * "+flip")],
         *[
             ("learn", f"--config.policy={p}")
             for p in ("+", "flip+", " flip", "learned", "flip,", ":flip", "flip:mixup")
         ],
         *[("active_learning", f"--strategies={s}") for s in ("", "margins", "margin,margin")],
+        *[("active_learning", f"--config.batch_size={n}") for n in (0, 1)],
+        ("search", "--config.trials=1001"),
+        *[(e, f"--workdir=new{c}1") for e in OTHERS for c in "[*?"],
         *[("active_learning", f"--config.labels.first={n}") for n in (8, 1438, HUGE)],
         *[("active_learning", f"--config.labels.{f}={HUGE}") for f in ("query", "rounds")],
         *[(e, f"--config.learned.unseen={v}") for e in ("learn", "compare") for v in (0, 0.6, 1)],
@@ -463,6 +468,22 @@ def test_more_seeds_are_asked_for_by_the_same_command(monkeypatch):
     settings = cli.Settings("compare", "quick", Config(), Path("a b"), None, 2)
     expected = "python -m experiments.compare --preset=quick '--workdir=a b' --seeds=5"
     assert cli.with_more_seeds(settings) == expected
+
+
+@pytest.mark.parametrize("end", ["--help | true", "--preset=quick --config.batch_size=0 | true"])
+def test_a_reader_that_goes_leaves_no_traceback(tmp_path, end):
+    command = f"set -o pipefail; {sys.executable} -m experiments.paper {end}"
+    environment = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, check=False
+    )
+    assert done.stderr.count(b"\n") == done.returncode // 2 == ("help" not in end)
+
+
+def test_flags_as_they_were_given(command):
+    given = "--preset", "quick", "--config.batch_size", "8", "--seeds=2", "--workdir=a b"
+    _, out, _, _ = command(*given, main=lambda _: print(cli.given_flags("workdir", "config.data")))
+    assert sorted(shlex.split(out)) == ["--config.batch_size=8", "--preset=quick", "--seeds=2"]
 
 
 def test_a_real_process_says_one_line(tmp_path):

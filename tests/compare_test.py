@@ -1,5 +1,6 @@
 """The comparison from end to end on 48 digits, and its statistics."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -88,6 +89,9 @@ def test_rows_can_be_added_and_done_ones_are_not_trained_again(go, tmp_path, mon
     after = metrics.read(tmp_path / "metrics.jsonl")
     assert after[: len(before)] == before
     assert set(result["table"]) == {"flip", "cutout"}
+    shown = [r["seconds"] for r in after if r["branch"] != "identity"]
+    assert result["seconds"] == pytest.approx(sum(shown))
+    assert result["tested_on"] == "test images"
     monkeypatch.setattr(train, "train_phase", lambda *_: pytest.fail("trained again"))
     assert set(go(names=("identity", "cutout", "flip"))["table"]) == {"identity", "cutout", "flip"}
 
@@ -118,6 +122,19 @@ def test_a_row_applies_its_policies_in_order_with_keys_of_their_own():
     moved = policies.flip_crop(second, policies.flip(first, images))
     mix = jax.jit(partial(policies.mixup, num_classes=10))
     chex.assert_trees_all_equal(got, mix(third, moved, labels))
+
+
+def test_a_replay_of_few_updates_has_learned_boxes():
+    """Three updates make three snapshots: none is left as it was before them, at 0."""
+    config = COMPARISON_PRESETS["small"]
+    rows = {"replayed": compare._row("replayed", 10)}
+    joint, replay = phases.comparison(config, rows, (8, 8, 1), 10, 1)["replayed"]
+    few = phases._recorded(dataclasses.replace(joint, epochs=3), 1)
+    state = few.begin(None, jax.random.key(0))
+    assert {len(leaf) for leaf in jax.tree.leaves(state.snapshots)} == {3}
+    many = jax.eval_shape(joint.begin, None, jax.random.key(0))
+    assert {len(leaf) for leaf in jax.tree.leaves(many.snapshots)} == {min(20, joint.epochs)}
+    assert replay.epochs == config.epochs.train
 
 
 def test_a_colon_divides_the_images():

@@ -63,7 +63,10 @@ def test_a_record_needs_its_keys(tmp_path):
     assert not (tmp_path / "metrics.jsonl").exists()
 
 
-@pytest.mark.parametrize("tail", ['{"seed": 0, "bra', "\0\0\0", '{"seed": 0, "name": "\xc3'])
+@pytest.mark.parametrize(
+    "tail",
+    ['{"seed": 0, "bra', "\0\0\0", '{"seed": 0, "name": "\xc3', "\n", '{"seed": 0}\n', "{\n"],
+)
 def test_a_broken_last_line_is_ignored_and_removed(tmp_path, tail):
     path = tmp_path / "metrics.jsonl"
     good = record(1, loss=0.5)

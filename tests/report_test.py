@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from maxent_aug import figures
-from maxent_aug.report import write_report
+from maxent_aug.report import collapse_of_seeds, write_report
 
 EVIL = "<script>alert('&')</script>"
 COLLAPSE = {"distance_from_identity": 0.75, "rotation_deg": -18.02, "rotation_deg_sd": 8.1}
@@ -158,3 +158,16 @@ def test_a_real_report_is_below_3_mb(write, tmp_path):
     words = ["turned 12° left, 1.20x"] * 16
     figures.augmented(images, images, words, np.ones(16), np.ones(16)).savefig(path)
     assert len(write(pictures=[(path, "Figure 3", "Pairs.")] * 4)) < 3e6
+
+
+def test_seeds_are_means_and_of_angles_on_the_circle():
+    records = [{"rotation_deg": a, "shear_sd": s} for a, s in ((175.0, 1.0), (-165.0, 2.0))]
+    found = collapse_of_seeds(records)
+    assert found == {"rotation_deg": pytest.approx(-175.0), "shear_sd": 1.5, "per_seed": records}
+
+
+def test_what_was_tested_on_is_said(write):
+    for tested_on in ("test images", "held-out training images"):
+        text = Page(write(RESULT | {"tested_on": tested_on})).text
+        assert text.count(tested_on) == 3
+    assert "test images" in Page(write()).text

@@ -565,15 +565,26 @@ def test_the_rate_leaves_out_each_program_s_first_call(tmp_path, monkeypatch):
     assert images / 0.2 < record["images_per_second"] <= images / 0.1
 
 
+def test_a_signal_that_is_ignored_stays_so():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with train.stop_on_signals() as received:
+            os.kill(os.getpid(), signal.SIGINT)
+        assert received == [] and signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_clock():
-    clock = train.Clock(small_run.phases(), 1)
+    legs = pretrain, _, augment, finetune = small_run.phases()
+    clock = train.Clock(legs, 1)
     assert clock.seconds_left() is None
-    clock.tick("pretrain", 60.0, 1.0)  # compiled
-    assert clock.seconds_left() == 7 * 1.0
-    clock.tick("pretrain", 2.0, 1.0)
-    clock.skip("augment", 2)
-    assert clock.seconds_left() == 4 * 2.0
-    clock.tick("finetune", 60.0, 0.5)
-    clock.tick("finetune", 3.0, 0.5)
-    clock.tick("finetune", 2.5, 0.5)
-    assert clock.seconds_left() == 1 * 2.5
+    clock.tick(pretrain, 60.0, 1.0)  # compiled, as three others will be
+    assert clock.seconds_left() == 7 * 1.0 + 3 * 59.0
+    clock.tick(pretrain, 2.0, 1.0)
+    clock.skip(augment, 2)
+    assert clock.seconds_left() == 4 * 2.0 + 2 * 59.0
+    clock.tick(finetune, 10.0, 0.5)
+    assert clock.seconds_left() == 3 * 0.5 + 9.5
+    clock.tick(finetune, 3.0, 0.5)
+    assert clock.seconds_left() == 2 * 3.0 + 9.5
