@@ -13,7 +13,7 @@ from typing import Any
 from maxent_aug.diagnostics import COORDINATES
 from maxent_aug.metrics import Record
 from maxent_aug.progress import duration
-from maxent_aug.run_folder import write_atomically
+from maxent_aug.run_folder import flat, write_atomically
 
 Picture = tuple[bytes | str | os.PathLike[str], str, str]
 
@@ -90,8 +90,8 @@ def write_report(
         _collapse(result.get("collapse") or {}, tested_on),
         _figures(figures),
         _phases(list(records)),
-        _settings("Settings", _flat(result.get("config") or {})),
-        _settings("Versions", _flat(result.get("versions") or {})),
+        _settings("Settings", flat(result.get("config") or {})),
+        _settings("Versions", result.get("versions") or {}),
     ]
     page = PAGE.format(
         title=escape(title), style=STYLE, lead=_lead(result), body="\n".join(filter(None, sections))
@@ -236,10 +236,14 @@ def _settings(title: str, values: Mapping[str, Any]) -> str:
     if not values:
         return ""
     items = "".join(
-        f"<div><dt>{escape(name)}</dt><dd>{escape(str(value))}</dd></div>"
+        f"<div><dt>{escape(name)}</dt><dd>{escape(_words(value))}</dd></div>"
         for name, value in values.items()
     )
     return _section(title, f'<dl class="settings">{items}</dl>')
+
+
+def _words(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _section(title: str, content: str, note: str = "") -> str:
@@ -257,19 +261,6 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
     head, body = line(heads, "th"), "".join(line(row, "td") for row in rows)
     return f'<div class="wide"><table><thead>{head}</thead><tbody>{body}</tbody></table></div>'
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by the dotted names that the flags have."""
-    flat = {}
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = (
-                ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
-            )
-    return flat
 
 
 def _name(key: str) -> str:

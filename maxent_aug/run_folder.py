@@ -88,8 +88,8 @@ def check_run_folder(workdir: Path, identity: Mapping[str, Any]) -> None:
         found = None
     if not isinstance(found, Mapping):
         raise RunFolderError(f"{path} is damaged; put it back, or choose another workdir")
-    found = _flat({name: part for name, part in found.items() if name in identity})
-    wanted = _flat(json.loads(json.dumps(identity)))
+    found = flat({name: part for name, part in found.items() if name in identity})
+    wanted = flat(json.loads(json.dumps(identity)))
     for name in [*wanted, *found]:
         if found.get(name) != wanted.get(name):
             raise RunFolderError(
@@ -121,14 +121,15 @@ def _unusable(workdir: Path, error: OSError) -> RunFolderError:
     )
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values by dotted names, as the flags of a configuration have."""
+    values: dict[str, Any] = {}
     for name, value in tree.items():
         if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}.")
+            values |= flat(value, f"{prefix}{name}.")
         else:
-            flat[prefix + name] = value
-    return flat
+            values[prefix + name] = value
+    return values
 
 
 def write_json(path: Path, value: Any) -> None:
