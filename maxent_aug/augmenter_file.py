@@ -64,7 +64,7 @@ def save_augmenter(
     about |= {"format": FORMAT, "image_shape": image_shape}
     arrays: dict[str, Any] = traverse_util.flatten_dict(jax.device_get(params), sep="/")
     content = io.BytesIO()
-    np.savez(content, about=json.dumps(about), mean=mean, sd=sd, **arrays)
+    np.savez(content, about=json.dumps(about, default=float), mean=mean, sd=sd, **arrays)
     write_atomically(Path(path), content.getvalue())
 
 
@@ -189,7 +189,7 @@ class _Loaded(NamedTuple):
             return denormalize(augmented, self.mean, self.sd), theta, color
         # A cubic passes the extremes of what it is made of.
         augmented = jnp.clip((augmented * self.sd + self.mean) * 255.0, 0.0, 255.0)
-        return augmented, theta, color
+        return augmented.astype(images.dtype), theta, color
 
 
 def _description(loaded: _Loaded) -> dict[str, Any]:

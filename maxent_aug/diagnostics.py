@@ -14,7 +14,13 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from maxent_aug.losses import entropy
-from maxent_aug.spatial import AffineBounds, affine_grid, decompose_affine, invert_affine
+from maxent_aug.spatial import (
+    AffineBounds,
+    affine_grid,
+    check_size,
+    decompose_affine,
+    invert_affine,
+)
 
 # Nobody sees less than this; used for the word "unchanged".
 VISIBLE_PX = 0.05
@@ -244,7 +250,7 @@ def collapse(
     theta: Array, size: tuple[int, int], logits_before: Array, logits_after: Array
 ) -> dict[str, Array]:
     """`summarise(per_image(...))`: whether the augmenter has collapsed, a flat dict of scalars."""
-    return summarise(per_image(theta, size, logits_before, logits_after))
+    return summarise(per_image(theta, tuple(size), logits_before, logits_after))
 
 
 def _picture_affine(theta: Array, size: tuple[int, int]) -> Array:
@@ -252,8 +258,7 @@ def _picture_affine(theta: Array, size: tuple[int, int]) -> Array:
     theta = jnp.asarray(theta, jnp.float32)
     if theta.shape[-2:] != (2, 3):
         raise ValueError(f"theta has shape {theta.shape}; it must end in (2, 3)")
-    if len(size) != 2 or min(size) < 1:
-        raise ValueError(f"size is {size}; allowed: (height, width), both at least 1")
+    size = check_size(size)
     half = jnp.array([size[1], size[0]], jnp.float32) / 2
     # One unit of x is half a width, one of y half a height: D theta D^-1, shift times D.
     pixels = half[:, None] / jnp.append(half, 1.0)

@@ -3,6 +3,8 @@
 Every loss returns one value per example; take the mean where you use it.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -30,8 +32,8 @@ def entropy(logits: Array) -> Array:
     _check_classes(logits)
     # exp(-200) is 0 in float32, so the floor changes no value; it keeps 0 * log 0 from being NaN.
     log_p = jnp.maximum(jax.nn.log_softmax(logits.astype(jnp.float32)), -200.0)
-    bits = -jnp.sum(jnp.exp(log_p) * log_p, axis=-1) / jnp.log(2.0)
-    return _clip(bits, 0.0, jnp.log2(logits.shape[-1]))
+    bits = -jnp.sum(jnp.exp(log_p) * log_p, axis=-1) / math.log(2.0)
+    return _clip(bits, 0.0, math.log2(logits.shape[-1]))
 
 
 def uncertainty(logits: Array) -> Array:
@@ -46,7 +48,7 @@ def uncertainty(logits: Array) -> Array:
     Raises:
       ValueError: if there are fewer than two classes.
     """
-    return entropy(logits) / jnp.log2(logits.shape[-1])
+    return entropy(logits) / math.log2(logits.shape[-1])
 
 
 def max_entropy_loss(logits: Array, *, form: str = "printed", target: float = 0.3) -> Array:
@@ -77,7 +79,7 @@ def max_entropy_loss(logits: Array, *, form: str = "printed", target: float = 0.
     if not 0.0 <= target <= 1.0:
         raise ValueError(f"target is {target}; allowed: a share of log2(m), from 0 to 1")
     bits = entropy(logits)
-    most = jnp.log2(logits.shape[-1])
+    most = math.log2(logits.shape[-1])
     if form == "target":
         return jnp.square(bits / most - target)
     gap = jnp.maximum(most - bits, MIN_GAP)
@@ -95,7 +97,12 @@ def discriminator_loss(real_logits: Array, fake_logits: Array) -> Array:
 
     Returns:
       [...] nats, at least 0; 2 log 2 = 1.386 when D cannot tell the two apart.
+
+    Raises:
+      ValueError: on two shapes.
     """
+    if real_logits.shape != fake_logits.shape:
+        raise ValueError(f"logits must have one shape, got {real_logits.shape} {fake_logits.shape}")
     return -(jax.nn.log_sigmoid(real_logits) + jax.nn.log_sigmoid(-fake_logits))
 
 
@@ -124,10 +131,18 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
 
     Returns:
       [...] nats, float32.
+
+    Raises:
+      ValueError: on labels of another shape, or no integers where those are wanted.
     """
     logits = logits.astype(jnp.float32)
-    if labels.ndim == logits.ndim:
-        return optax.losses.softmax_cross_entropy(logits, labels)
+    if labels.shape == logits.shape:
+        return optax.losses.softmax_cross_entropy(logits, labels.astype(jnp.float32))
+    if labels.shape != logits.shape[:-1] or not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise ValueError(
+            f"labels must be integers {logits.shape[:-1]} or probabilities {logits.shape}, "
+            f"got {labels.dtype} {labels.shape}"
+        )
     return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
@@ -157,6 +172,6 @@ def _check_classes(logits: Array) -> None:
         raise ValueError(f"logits have shape {logits.shape}; the last axis needs 2 classes or more")
 
 
-def _clip(value: Array, low: float, high: Array) -> Array:
+def _clip(value: Array, low: float, high: float) -> Array:
     """Clips rounding errors away in value; the gradient is that of `value`."""
     return value + jax.lax.stop_gradient(jnp.clip(value, low, high) - value)

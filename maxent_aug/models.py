@@ -88,6 +88,10 @@ class ResNet(nn.Module):
     width: int = 64
     dtype: Any = jnp.float32
 
+    def __post_init__(self) -> None:
+        self.stage_sizes = tuple(self.stage_sizes)  # a module is hashed where it is compiled
+        super().__post_init__()
+
     @nn.compact
     def __call__(self, images: Array, *, train: bool = False, with_stages: bool = False) -> Any:
         """Maps images [B, H, W, C] to logits [B, num_classes].
@@ -260,6 +264,11 @@ class StochasticAugmenter(nn.Module):
     color: ColorBounds | None = None
 
     def setup(self) -> None:
+        if not 0 < self.least_width < self.start_width < 1:
+            raise ValueError(
+                f"start_width must be between least_width, {self.least_width}, which is above 0, "
+                f"and 1, got {self.start_width}"
+            )
         room = 1 - self.least_width
         start = (self.start_width - self.least_width) / room
         odds = jnp.log(start / (1 - start))

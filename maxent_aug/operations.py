@@ -99,7 +99,8 @@ def check_images(images: ArrayLike, channels: tuple[int, ...] | None = None) -> 
     images = jnp.asarray(images)
     if images.ndim != 4 or images.dtype not in (jnp.uint8, jnp.float32) or 0 in images.shape:
         raise ValueError(
-            f"images must be [B, H, W, C], uint8 or float32, got {images.dtype} {images.shape}"
+            "images must be [B, H, W, C] with none of these 0, uint8 or float32, got "
+            f"{images.dtype} {images.shape}"
         )
     if channels and images.shape[-1] not in channels:
         allowed = " or ".join(map(str, channels))
@@ -108,11 +109,11 @@ def check_images(images: ArrayLike, channels: tuple[int, ...] | None = None) -> 
 
 
 def check_fill(fill: ArrayLike, images: Array) -> Array:
-    """In the images' dtype; a ValueError if it is neither a number nor one for each channel."""
+    """In the images' dtype and range; a ValueError if not a number, or one for each channel."""
     fill = jnp.asarray(fill)
     if fill.shape not in ((), images.shape[-1:]):
         raise ValueError(f"fill must be a number or [{images.shape[-1]}], got shape {fill.shape}")
-    return fill.astype(images.dtype)
+    return in_dtype(fill, images.dtype)
 
 
 def in_dtype(images: Array, dtype: jnp.dtype) -> Array:

@@ -68,7 +68,8 @@ def compose(*policies: Callable[..., Any]) -> Callable[..., Any]:
     """One policy after the other, each with its own key.
 
     Args:
-      policies: all image policies or all mixing policies; any callable of that signature.
+      policies: all image policies or all mixing policies; any callable of that signature. What an
+        image policy returns beside the images, as a loaded augmenter does, is left out.
 
     Returns:
       A policy of the same kind.
@@ -78,7 +79,7 @@ def compose(*policies: Callable[..., Any]) -> Callable[..., Any]:
         batch = images, *labels
         for index, policy in enumerate(policies):
             result = policy(jax.random.fold_in(key, index), *batch)
-            batch = result if isinstance(result, tuple) else (result,)
+            batch = result if labels else (_images(result),)
         return batch if labels else batch[0]
 
     return composed
@@ -86,7 +87,12 @@ def compose(*policies: Callable[..., Any]) -> Callable[..., Any]:
 
 def with_labels(policy: ImagePolicy) -> MixingPolicy:
     """The mixing policy that changes the images as `policy` does, and no label."""
-    return lambda key, images, labels: (policy(key, images), labels)
+    return lambda key, images, labels: (_images(policy(key, images)), labels)
+
+
+def _images(result: Any) -> Array:
+    """Of what an image policy returns."""
+    return result[0] if isinstance(result, tuple) else result
 
 
 def either(first: ImagePolicy, second: ImagePolicy, share: float = 0.5) -> ImagePolicy:
@@ -108,7 +114,9 @@ def either(first: ImagePolicy, second: ImagePolicy, share: float = 0.5) -> Image
     both = first, second
 
     def drawn(key: Array, images: ArrayLike) -> Array:
-        one, other = (policy(jax.random.fold_in(key, i), images) for i, policy in enumerate(both))
+        one, other = (
+            _images(policy(jax.random.fold_in(key, i), images)) for i, policy in enumerate(both)
+        )
         chosen = jax.random.bernoulli(jax.random.fold_in(key, 2), share, (len(one), 1, 1, 1))
         return jnp.where(chosen, other, one)
 
@@ -122,12 +130,12 @@ def identity(key: Array, images: ArrayLike) -> Array:
 
 
 def flip(key: Array, images: ArrayLike) -> Array:
-    """Every other image mirrored left to right: torchvision's RandomHorizontalFlip."""
+    """Each image mirrored with probability 1/2: torchvision's RandomHorizontalFlip."""
     return flip_crop(key, images, pad=0)
 
 
 def flip_crop(key: Array, images: ArrayLike, *, pad: int = 4, padding_mode: str = "zeros") -> Array:
-    """Cuts of the padded images, every other one mirrored: the usual recipe for CIFAR.
+    """Cuts of the padded images, mirrored with probability 1/2: the usual recipe for CIFAR.
 
     torchvision's RandomCrop(size, padding=pad) and RandomHorizontalFlip. Source: He et al., Deep
     residual learning for image recognition, 2015, https://arxiv.org/abs/1512.03385, section 4.2.
@@ -358,7 +366,7 @@ def cutmix(
 def _mixing_weight(key: Array, batch: int, alpha: float) -> Array:
     if alpha <= 0:
         raise ValueError(f"alpha must be above 0, got {alpha}")
-    return jax.random.beta(key, alpha, alpha, (batch,))
+    return jax.random.beta(key, alpha, alpha, (batch,), jnp.float32)
 
 
 def _mix(labels: Array, partner: Array, weight: Array) -> Array:
@@ -371,7 +379,8 @@ def _probabilities(labels: ArrayLike, batch: int, num_classes: int | None) -> Ar
         if num_classes is None:
             raise ValueError("num_classes is needed for integer labels")
         labels = jax.nn.one_hot(labels, num_classes)
-    if labels.ndim != 2 or len(labels) != batch or num_classes not in (None, labels.shape[1]):
+    fits = labels.ndim == 2 and len(labels) == batch and labels.shape[1] > 1
+    if not fits or num_classes not in (None, labels.shape[1]):
         raise ValueError(
             f"labels must be [B] integers or [B, m] with B = {batch} and m = {num_classes}, "
             f"got {labels.dtype} {labels.shape}"

@@ -5,7 +5,7 @@ image, y down (Jaderberg et al. 2015, https://arxiv.org/abs/1506.02025).
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from numbers import Integral
 from typing import NamedTuple
@@ -188,7 +188,7 @@ def affine_grid(theta: ArrayLike, size: Sequence[int], *, align_corners: bool = 
     Raises:
       ValueError: if theta is not [..., 2, 3] or size is not two positive integers.
     """
-    theta, size = _check_theta(theta), _check_size(size)
+    theta, size = _check_theta(theta), check_size(size)
     position = _affine_position(theta, size, (1.0, 1.0), align_corners)
     return jnp.stack([_total(axis) for axis in position], axis=-1)
 
@@ -261,7 +261,7 @@ def warp_affine(
     """
     image, theta = jnp.asarray(image), _check_theta(theta)
     _check_image(image, "theta", theta.shape, theta.shape[:-2])
-    size = image.shape[-3:-1] if size is None else _check_size(size)
+    size = image.shape[-3:-1] if size is None else check_size(size)
     half = _half_extents(image.shape[-3:-1], align_corners)
     x, y = _affine_position(theta, size, half, align_corners)
     return _sample(image, x, y, mode, padding_mode, align_corners, method)
@@ -563,8 +563,9 @@ def _check_theta(theta: ArrayLike) -> jax.Array:
     return theta
 
 
-def _check_size(size: Sequence[int]) -> tuple[int, int]:
-    size = tuple(size)
+def check_size(size: Sequence[int]) -> tuple[int, int]:
+    """(height, width); a ValueError if it is not two positive integers."""
+    size = tuple(size) if isinstance(size, Iterable) else (size,)
     if len(size) != 2 or not all(isinstance(n, Integral) and n > 0 for n in size):
         raise ValueError(f"size must be (height, width), two positive integers, got {size}")
     return int(size[0]), int(size[1])

@@ -117,3 +117,8 @@ def test_dtypes():
 def test_wrong_input_is_named(images, color, words):
     with pytest.raises(ValueError, match=words):
         adjust_color(images, color)
+
+
+def test_what_does_not_broadcast_is_named():
+    with pytest.raises(ValueError, match=r"images \(2, 4, 4, 3\) and color \(3, 4\)"):
+        adjust_color(jnp.zeros((2, 4, 4, 3)), jnp.zeros((3, 4)))

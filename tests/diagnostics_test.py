@@ -289,3 +289,9 @@ def test_batches_on_the_host_equal_one_batch_and_jit_equals_eager():
     joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     whole = diagnostics.collapse(theta, SIZE, before, after)
     chex.assert_trees_all_close(diagnostics.summarise(joined), whole, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(4.5, 4), (float("nan"), 4), 4, (0, 4), (4,)])
+def test_a_size_that_is_none_is_named(size):
+    with pytest.raises(ValueError, match=r"size must be \(height, width\), two positive integers"):
+        diagnostics.picture_transform(np.eye(2, 3), size)

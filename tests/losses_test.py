@@ -200,3 +200,22 @@ def test_loss_ranking_is_a_loop_over_pairs(count):
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
     slope = jax.grad(lambda true: losses.loss_ranking_loss(predicted, true).sum())(true)
     np.testing.assert_array_equal(slope, 0)
+
+
+@pytest.mark.parametrize("shape", [(4, 1), (4, 5), (3,), ()])
+@pytest.mark.parametrize("dtype", [jnp.int32, jnp.float32])
+def test_labels_of_another_shape_are_named(shape, dtype):
+    with pytest.raises(
+        ValueError, match=r"labels must be integers \(4,\) or probabilities \(4, 3\)"
+    ):
+        losses.cross_entropy(jnp.zeros((4, 3)), jnp.zeros(shape, dtype))
+
+
+def test_labels_that_are_no_integers_are_named():
+    with pytest.raises(ValueError, match=r"got float32 \(4,\)"):
+        losses.cross_entropy(jnp.zeros((4, 3)), jnp.zeros(4))
+
+
+def test_logits_of_two_shapes_are_named():
+    with pytest.raises(ValueError, match="one shape"):
+        losses.discriminator_loss(jnp.zeros((4, 1)), jnp.zeros(4))

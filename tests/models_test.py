@@ -309,3 +309,13 @@ def test_about_its_share_is_chosen_in_groups_that_devices_can_divide(share):
         for devices in (2, 8):
             if count % devices == 0 and share * count >= 8:
                 assert groups % devices == 0
+
+
+@pytest.mark.parametrize(("least", "start"), [(0.02, 0.01), (0.02, 1.0), (0.0, 0.5), (0.5, 0.5)])
+def test_a_start_outside_of_its_range_is_named(least, start):
+    with pytest.raises(ValueError, match="start_width must be between"):
+        stochastic(least_width=least, start_width=start)
+
+
+def test_stages_may_be_a_list():
+    assert hash(models.ResNet(10, stage_sizes=[1, 1])) == hash(models.ResNet(10, (1, 1)))

@@ -411,3 +411,31 @@ def test_other_channels_where_no_colour_is_needed():
     mixing = ma.compose(ma.with_labels(chain), ma.mixup, ma.cutmix)
     out, _ = jax.eval_shape(mixing, KEY, images, jnp.eye(4))
     assert out.shape == images.shape and out.dtype == np.uint8
+
+
+def test_what_an_image_policy_returns_beside_the_images_is_left_out():
+    """A loaded augmenter returns theta, too."""
+    images = jax.random.randint(KEY, (6, 8, 8, 3), 0, 256).astype(jnp.uint8)
+    augment = lambda key, images: (ma.flip(key, images), jnp.zeros((6, 2, 3)))  # noqa: E731
+    labels = jnp.arange(6)
+    for new, old in (
+        (ma.compose(augment, ma.cutout), ma.compose(ma.flip, ma.cutout)),
+        (ma.either(ma.cutout, augment), ma.either(ma.cutout, ma.flip)),
+    ):
+        np.testing.assert_array_equal(new(KEY, images), old(KEY, images))
+    for got, expected in zip(
+        ma.with_labels(augment)(KEY, images, labels), (ma.flip(KEY, images), labels), strict=True
+    ):
+        np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize(("fill", "level"), [(300, 255), (-1, 0), (125.7, 126)])
+def test_a_fill_is_rounded_and_clipped(fill, level):
+    images = jnp.full((2, 4, 4, 1), 7, jnp.uint8)
+    assert set(np.unique(ma.cutout(KEY, images, size=64, fill=fill))) == {level}
+
+
+@pytest.mark.parametrize("mix", [ma.mixup, ma.cutmix])
+def test_a_column_of_labels_is_no_probabilities(mix):
+    with pytest.raises(ValueError, match=r"labels must be"):
+        mix(KEY, jnp.zeros((4, 4, 4, 3)), jnp.zeros((4, 1), jnp.int32))
