@@ -47,7 +47,7 @@ def adjust_color(images: ArrayLike, color: ArrayLike) -> Array:
     if color.shape[-1:] != (4,):
         raise ValueError(f"color must be [..., 4], got {color.shape}")
     try:
-        np.broadcast_shapes(images.shape[:-3], color.shape[:-1])
+        jnp.broadcast_shapes(images.shape[:-3], color.shape[:-1])
     except ValueError:
         raise ValueError(
             f"leading dimensions must broadcast, got images {images.shape} and color {color.shape}"
