@@ -80,7 +80,7 @@ def _check(strategies: Sequence[str]) -> tuple[str, ...]:
 
 
 def _sizes(config: ActiveLearning, strategies: Sequence[str], pool: int) -> tuple[int, ...]:
-    """Labelled images in each round, of so many; raises UsageError if there are not enough."""
+    """Labelled images in each round, of so many; UsageError if these or batches cannot be."""
     labels = config.labels
     last = labels.first + labels.rounds * labels.query
     if last > pool:

@@ -109,7 +109,7 @@ def check_images(images: ArrayLike, channels: tuple[int, ...] | None = None) -> 
 
 
 def check_fill(fill: ArrayLike, images: Array) -> Array:
-    """In the images' dtype and range; a ValueError if not a number, or one for each channel."""
+    """In the images' dtype and range; a ValueError unless a number or one for each channel."""
     fill = jnp.asarray(fill)
     if fill.shape not in ((), images.shape[-1:]):
         raise ValueError(f"fill must be a number or [{images.shape[-1]}], got shape {fill.shape}")
