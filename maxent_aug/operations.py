@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
+from maxent_aug.spatial import divided_like, take_pixels
+
 OPERATIONS = (
     "identity", "shear_x", "shear_y", "translate_x", "translate_y", "rotate", "brightness", "color",
     "contrast", "sharpness", "posterize", "solarize", "autocontrast", "equalize", "invert",
@@ -62,7 +64,9 @@ def apply_operations(
         )
     levels = in_dtype(images, jnp.dtype(jnp.uint8))
     operation, magnitude = operation.reshape(-1, last), magnitude.reshape(-1, last)
-    levels = _apply_in_turn(levels, operation, magnitude, check_fill(fill, levels))
+    levels = divided_like(levels, _apply_in_turn)(
+        levels, operation, magnitude, check_fill(fill, levels)
+    )
     return levels.astype(images.dtype)
 
 
@@ -89,8 +93,9 @@ def pixels_at(images: Array, row: Array, column: Array, fill: ArrayLike) -> Arra
     batch, height, width, channels = images.shape
     inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
     row, column = jnp.clip(row, 0, height - 1), jnp.clip(column, 0, width - 1)
-    index = (jnp.arange(batch)[:, None, None] * height + row) * width + column
-    found = images.reshape(-1, channels).at[index].get(mode="clip", wrap_negative_indices=False)
+    found = divided_like(images, take_pixels)(
+        images.reshape(batch, -1, channels), row * width + column
+    )
     return jnp.where(inside[..., None], found, check_fill(fill, images))
 
 
@@ -204,9 +209,11 @@ def _measured_tables(images: Array, operation: Array, magnitude: Array) -> Array
     batch, height, width, channels = images.shape
     mean = (_grey(images).sum((1, 2))[:, None] + height * width // 2) // (height * width)
     contrast = _enhance(jnp.arange(256), mean, 1 + magnitude[:, None, None])
-    plane = jnp.arange(batch * channels).reshape(batch, 1, 1, channels)
-    histogram = jnp.zeros(batch * channels * 256, jnp.int32).at[plane * 256 + images].add(1)
-    histogram = histogram.reshape(batch, channels, 256)
+
+    def count(levels: Array) -> Array:
+        return jnp.zeros(256, jnp.int32).at[levels].add(1)
+
+    histogram = jax.vmap(jax.vmap(count, -1))(images.reshape(batch, -1, channels))
     drew = (_drew(operation, name)[:, None, None] for name in ("contrast", "autocontrast"))
     return jnp.select([*drew], [contrast, _stretched(histogram)], _equalized(histogram))
 
@@ -232,9 +239,9 @@ def _equalized(histogram: Array) -> Array:
 def _look_up(table: Array, images: Array) -> Array:
     """table [B, C, 256] at the levels of images [B, H, W, C]."""
     batch, _, _, channels = images.shape
-    plane = jnp.arange(batch * channels).reshape(batch, 1, 1, channels)
-    index = plane * 256 + images  # one: XLA fuses no index tuples
-    return table.reshape(-1).at[index].get(mode="clip", wrap_negative_indices=False)
+    index = jnp.arange(channels) * 256 + images  # one table an image: one a channel is slow
+    found = take_pixels(table.reshape(batch, -1, 1), index.reshape(batch, -1, channels))
+    return found.reshape(images.shape)
 
 
 def _blend(images: Array, operation: Array, magnitude: Array) -> Array:

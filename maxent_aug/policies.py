@@ -24,7 +24,13 @@ from maxent_aug.operations import (
     in_dtype,
     pixels_at,
 )
-from maxent_aug.spatial import DEFAULT_BOUNDS, AffineBounds, bounded_affine, warp_affine
+from maxent_aug.spatial import (
+    DEFAULT_BOUNDS,
+    AffineBounds,
+    bounded_affine,
+    divided_like,
+    warp_affine,
+)
 
 # What RandAugment and TrivialAugment draw from: all but invert, which only AutoAugment has.
 _DRAWN = len(OPERATIONS) - 1
@@ -320,7 +326,7 @@ def mixup(
     partner = jax.random.permutation(partner_key, len(images))
     pixels = images.astype(jnp.float32)
     share = weight[:, None, None, None]
-    mixed = share * pixels + (1 - share) * pixels[partner]
+    mixed = share * pixels + (1 - share) * _permuted(pixels, partner)
     return in_dtype(mixed, images.dtype), _mix(labels, partner, weight)
 
 
@@ -359,7 +365,7 @@ def cutmix(
     sides = (side * jnp.array([[height], [width]])).astype(jnp.int32)
     box = _box(jnp.stack(box_keys), (height, width), sides)
     partner = jax.random.permutation(partner_key, len(images))
-    mixed = jnp.where(box[..., None], images[partner], images)
+    mixed = jnp.where(box[..., None], _permuted(images, partner), images)
     return mixed, _mix(labels, partner, 1 - box.mean((1, 2)))
 
 
@@ -370,7 +376,11 @@ def _mixing_weight(key: Array, batch: int, alpha: float) -> Array:
 
 
 def _mix(labels: Array, partner: Array, weight: Array) -> Array:
-    return weight[:, None] * labels + (1 - weight[:, None]) * labels[partner]
+    return weight[:, None] * labels + (1 - weight[:, None]) * _permuted(labels, partner)
+
+
+def _permuted(batch: Array, order: Array) -> Array:
+    return divided_like(batch, lambda batch, order: batch[order])(batch, order)
 
 
 def _probabilities(labels: ArrayLike, batch: int, num_classes: int | None) -> Array:
@@ -516,7 +526,7 @@ def entropy_magnitude(
     if strength.shape != images.shape[:1]:
         raise ValueError(f"strength must be [B] with B = {len(images)}, got {strength.shape}")
     level = jnp.clip(strength, 0, 1)
-    drawn = _draw(key, level, _standard_ranges(images.shape))
+    drawn = divided_like(level, _draw)(key, level, _standard_ranges(images.shape))
     return apply_operations(images, *drawn, fill=fill)
 
 

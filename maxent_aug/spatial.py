@@ -5,15 +5,16 @@ image, y down (Jaderberg et al. 2015, https://arxiv.org/abs/1506.02025).
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from numbers import Integral
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import SymbolicZero
+from jax.sharding import auto_axes
 from jax.typing import ArrayLike
 
 _CUBIC = -0.75  # PyTorch's choice among the cubic kernels of Keys 1981: the slope at distance 1
@@ -300,6 +301,7 @@ def _affine_position(
     return axis(theta[..., 0, :], half[1]), axis(theta[..., 1, :], half[0])
 
 
+@partial(jax.jit, static_argnames=("mode", "padding_mode", "align_corners", "method"), inline=True)
 def _sample(
     image: jax.Array,
     x: _Parts,
@@ -326,9 +328,12 @@ def _sample(
     pixels = _at_least_float32(image)
     matmul, gather = partial(_sample_matmul, kernel=kernel), partial(_sample_gather, kernel=kernel)
     if method == "auto":  # decided when it is lowered: an exported program may be for several
-        out = jax.lax.platform_dependent(pixels, x, y, tpu=matmul, default=gather)
+        sample = partial(jax.lax.platform_dependent, tpu=matmul, default=gather)
     else:
-        out = (matmul if method == "matmul" else gather)(pixels, x, y)
+        sample = matmul if method == "matmul" else gather
+    # On a mesh of explicit axes one of images and positions may be divided, the other not.
+    like = jax.eval_shape(lambda image, x: image[..., :1, :1, :] + _total(x)[..., None], image, x)
+    out = divided_like(like, sample)(pixels, x, y)
     return out.astype(image.dtype if jnp.issubdtype(image.dtype, jnp.floating) else jnp.float32)
 
 
@@ -432,16 +437,17 @@ def _gather(
     to come `one_after_another`; else each begins with zeros, and their results are added up.
     """
     height, width, channels = image.shape[-3:]
-    pixels = image.reshape(-1, channels)
-    batch = jnp.arange(math.prod(image.shape[:-3]), dtype=jnp.int32)
-    batch = batch.reshape(*image.shape[:-3], 1, 1)
+    pixels, first = image.reshape(*image.shape[:-3], height * width, channels), 0
+    if one_after_another:  # a scatter into one array is faster than into one an image
+        pixels = pixels.reshape(-1, channels)
+        first = jnp.arange(len(image))[:, None, None] * height * width
     columns = _taps(x, width, kernel)
     out = d_x = d_y = zero = jnp.zeros((), image.dtype)
     for row, weight_y, slope_y in _taps(y, height, kernel):
         line = d_line = zero
         for column, weight_x, slope_x in columns:
-            index = (batch * height + row) * width + column  # one: XLA fuses no index tuples
-            pixel = pixels.at[index].get(mode="clip", wrap_negative_indices=False)
+            # One index: XLA fuses no index tuples.
+            pixel = take_pixels(pixels, first + row * width + column)
             line += weight_x[..., None] * pixel
             if slopes:
                 d_line += slope_x[..., None] * pixel
@@ -454,6 +460,24 @@ def _gather(
         else:
             out += weight_y[..., None] * line
     return jax.lax.complex(d_x, d_y) if slopes else out
+
+
+def divided_like(like: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+    """function, its result divided among devices as the array `like` is, on a mesh of any axes."""
+    sharding = jax.typeof(like).sharding
+    return auto_axes(function, out_sharding=sharding)  # pyright: ignore
+
+
+def take_pixels(pixels: jax.Array, index: jax.Array) -> jax.Array:
+    """[..., H, W, C]: pixels [..., n, C] at index [..., H, W]; leading dimensions broadcast.
+
+    Image by image, so that a batch divided among devices stays so.
+    """
+
+    def take(pixels: jax.Array, index: jax.Array) -> jax.Array:
+        return pixels.at[index].get(mode="clip", wrap_negative_indices=False)
+
+    return jnp.vectorize(take, signature="(n,c),(h,w)->(h,w,c)")(pixels, index)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
