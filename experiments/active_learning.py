@@ -38,9 +38,9 @@ ASKED = flags.DEFINE_list(
 
 def main(settings: cli.Settings) -> None:
     """Runs all rounds of all strategies for all seeds, and writes what came out."""
-    config, strategies = settings.config, _check(ASKED.value)
+    config, strategies = settings.config, _check(ASKED.value, settings.config.batch_size)
     train_set, test_set = cli.load_data(config, settings.data_dir, may_stream=False)
-    sizes = _sizes(config, strategies, cli.chosen_examples(train_set, config))
+    sizes = _sizes(config, cli.chosen_examples(train_set, config))
     make_legs = cache(partial(_legs, config, train_set, sizes))
     every_leg = tuple(leg for strategy in strategies for leg in make_legs(strategy))
     with cli.open_run(settings, train_set, test_set, every_leg) as make_run:
@@ -68,18 +68,23 @@ def main(settings: cli.Settings) -> None:
     _print(settings, result)
 
 
-def _check(strategies: Sequence[str]) -> tuple[str, ...]:
-    """Raises UsageError unless each is a known one."""
+def _check(strategies: Sequence[str], batch_size: int) -> tuple[str, ...]:
+    """Raises UsageError unless each is a known one, that batches of so many will do for."""
     wrong = [name for name in strategies if name not in STRATEGIES]
     if wrong or not strategies or len(set(strategies)) < len(strategies):
         raise cli.UsageError(
             f"--strategies={','.join(strategies)} is not allowed (one or more, once each, of "
             f"{', '.join(STRATEGIES)})"
         )
+    if "learning_loss" in strategies and batch_size < 2:
+        raise cli.UsageError(
+            f"--config.batch_size={batch_size} is not allowed: learning_loss compares pairs "
+            "(2 or more)"
+        )
     return tuple(strategies)
 
 
-def _sizes(config: ActiveLearning, strategies: Sequence[str], pool: int) -> tuple[int, ...]:
+def _sizes(config: ActiveLearning, pool: int) -> tuple[int, ...]:
     """Labelled images in each round, of so many; UsageError if these or batches cannot be."""
     labels = config.labels
     last = labels.first + labels.rounds * labels.query
@@ -92,11 +97,6 @@ def _sizes(config: ActiveLearning, strategies: Sequence[str], pool: int) -> tupl
         raise cli.UsageError(
             f"--config.labels.first={labels.first} is less than "
             f"--config.batch_size={config.batch_size}"
-        )
-    if "learning_loss" in strategies and config.batch_size < 2:
-        raise cli.UsageError(
-            f"--config.batch_size={config.batch_size} is not allowed: learning_loss compares pairs "
-            "(2 or more)"
         )
     if 0 < labels.candidates < labels.query:
         raise cli.UsageError(

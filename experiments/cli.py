@@ -583,6 +583,49 @@ def _fingerprint(train_set: data.Dataset, test_set: data.Dataset) -> dict[str, A
     }
 
 
+@contextmanager
+def _saying_how_it_ended(again: str) -> Iterator[None]:
+    """Ends the process, if what is run in it fails or is stopped, with a line and its exit code."""
+    try:
+        yield
+    except (UsageError, RunFolderError, MetricsError, CheckpointError) as error:
+        fail(error, 2)
+    except (IsADirectoryError, NotADirectoryError, FileExistsError, PermissionError) as error:
+        there = f"{error.filename2 or error.filename}: {error.strerror}"
+        fail(UsageError(f"{there}; put right what is there, or choose another workdir"), 2)
+    except NonFiniteLoss as error:
+        fail(error, 1)
+    except BrokenPipeError:
+        _drop_output()
+        fail(UsageError(f"what reads the output has gone; {again}"), 1)
+    except OSError as error:
+        fail(UsageError(f"{error}; {again}"), 1)
+    except FirstProcessFailed:
+        sys.exit(1)
+    except Interrupted as error:
+        _tell(f"{error}; {again}")
+        sys.exit(128 + error.signal_number)
+    except KeyboardInterrupt:  # before training, or a second one
+        _tell(f"stopped at once; {again}")
+        sys.exit(128 + signal.SIGINT)
+
+
+def _settings(experiment: str, config: Training, workdir: Path) -> Settings:
+    """Of a run by the flags, with JAX started; UsageError or RunFolderError if it cannot begin."""
+    if (count := _cpu_devices(config)) is not None:
+        jax.config.update("jax_num_cpu_devices", count)
+    if COMPILATION_CACHE.value:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(cache / "maxent_aug" / "jax"))
+    if DISTRIBUTED.value and jax.process_index():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    start_devices()
+    preset = flags.FLAGS.preset
+    settings = Settings(experiment, preset, config, workdir, DATA_DIR.value, SEEDS.value)
+    on_first(partial(check_run_folder, workdir, settings.identity))
+    return settings
+
+
 def run(
     experiment: str, presets: Mapping[str, Training], main: Callable[[Settings], None]
 ) -> NoReturn:
@@ -597,45 +640,13 @@ def run(
         logging.get_absl_handler().setFormatter(None)  # the message alone
         preset = flags.FLAGS.preset
         workdir = Path(os.path.expanduser(WORKDIR.value or f"runs/{experiment}-{preset}"))
-        again = f"run the same command to resume, in {workdir}"
         programs.keep_freed_memory()
-        try:
+        with _saying_how_it_ended(f"run the same command to resume, in {workdir}"):
             for flag in (WORKDIR, DATA_DIR):
                 if flag.value == "":
                     raise UsageError(f"--{flag.name}= is not allowed (a folder)")
             _join_processes()
-            config = _configure(presets[preset])
-            if (count := _cpu_devices(config)) is not None:
-                jax.config.update("jax_num_cpu_devices", count)
-            if COMPILATION_CACHE.value:
-                cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-                jax.config.update("jax_compilation_cache_dir", str(cache / "maxent_aug" / "jax"))
-            if DISTRIBUTED.value and jax.process_index():
-                sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-            start_devices()
-            settings = Settings(experiment, preset, config, workdir, DATA_DIR.value, SEEDS.value)
-            on_first(partial(check_run_folder, workdir, settings.identity))
-            main(settings)
-        except (UsageError, RunFolderError, MetricsError, CheckpointError) as error:
-            fail(error, 2)
-        except (IsADirectoryError, NotADirectoryError, FileExistsError, PermissionError) as error:
-            there = f"{error.filename2 or error.filename}: {error.strerror}"
-            fail(UsageError(f"{there}; put right what is there, or choose another workdir"), 2)
-        except NonFiniteLoss as error:
-            fail(error, 1)
-        except BrokenPipeError:
-            _drop_output()
-            fail(UsageError(f"what reads the output has gone; {again}"), 1)
-        except OSError as error:
-            fail(UsageError(f"{error}; {again}"), 1)
-        except FirstProcessFailed:
-            sys.exit(1)
-        except Interrupted as error:
-            _tell(f"{error}; {again}")
-            sys.exit(128 + error.signal_number)
-        except KeyboardInterrupt:  # before training, or a second one
-            _tell(f"stopped at once; {again}")
-            sys.exit(128 + signal.SIGINT)
+            main(_settings(experiment, _configure(presets[preset]), workdir))
 
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by what started this

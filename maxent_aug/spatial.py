@@ -555,6 +555,7 @@ def _sample_matmul(image: jax.Array, x: _Parts, y: _Parts, kernel: _Kernel) -> j
     height, width = image.shape[-3:-1]
 
     def weights(position: jax.Array, size: int) -> jax.Array:
+        position = jnp.clip(position, -3, size + 2)  # a cubic has no gradient at infinity
         pixel = jnp.arange(size)
         return sum(
             (

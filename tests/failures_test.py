@@ -128,7 +128,7 @@ def legs_of_ablation(settings):
 
 
 def legs_of_active_learning(settings):
-    sizes = active_learning._sizes(settings, ["random"], IMAGES)[:2]
+    sizes = active_learning._sizes(settings, IMAGES)[:2]
     digits = small_run.digits(0, 48)
     return active_learning._legs(settings, digits, sizes, "learning_loss")
 

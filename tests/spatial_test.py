@@ -566,6 +566,10 @@ def test_positions_that_are_not_finite(padding_mode, mode, method):
     far = np.array([[[np.inf, 0.0], [-np.inf, 0.0], [1e30, -1e30], [np.nan, 0.0]]], np.float32)
     out = jax.jit(lambda *x: grid_sample(*x, **options))(image, far)[0]
     assert np.all(np.isnan(out[3]))
+    far_away = np.array([[1, 0], [1, 0], [1, 1]])
+    known = 3 if padding_mode != "reflection" else 0  # an infinite position has no reflection
+    slope = jax.jit(jax.grad(lambda x: (grid_sample(image, x, **options)[0, :known] ** 2).sum()))
+    chex.assert_trees_all_equal(slope(far)[0, :known] * far_away[:known], jnp.zeros((known, 2)))
     if padding_mode == "zeros":
         chex.assert_trees_all_equal(out[:3], jnp.zeros((3, SHAPE[-1])))
     elif padding_mode == "border":
