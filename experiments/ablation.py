@@ -62,7 +62,10 @@ def _write(
     from maxent_aug import figures  # matplotlib writes a cache of fonts when it is imported
 
     records = cli.records(settings, legs)
-    rows = {"-".join(variant): _row(records, own) for variant, own in variants.items()}
+    rows = {
+        "-".join(variant): _row(records, own, bounded=variant[2] == "bounded")
+        for variant, own in variants.items()
+    }
     result = cli.result(
         settings,
         records,
@@ -82,7 +85,9 @@ def _write(
     return result
 
 
-def _row(records: Sequence[metrics.Record], legs: Sequence[phases.Phase]) -> dict[str, Any]:
+def _row(
+    records: Sequence[metrics.Record], legs: Sequence[phases.Phase], *, bounded: bool
+) -> dict[str, Any]:
     """Of a variant: means and deviations over seeds, each epoch of phase 2, and its collapses."""
     augment, finetune = legs
     own = [r for r in records if (r["branch"], r["phase"]) == (augment.branch, "augment")]
@@ -95,7 +100,7 @@ def _row(records: Sequence[metrics.Record], legs: Sequence[phases.Phase]) -> dic
         "accuracy_pretrained": before,
         **means,
         "sd": {name: metrics.mean_and_sd(r[name] for r in last)["sd"] for name in MEASURES},
-        "collapses": _collapses(means, before, bounded="bounded" in augment.branch),
+        "collapses": _collapses(means, before, bounded=bounded),
         "epochs": [
             {name: float(np.mean([r[name] for r in own if r["epoch"] == e])) for name in MEASURES}
             for e in sorted({r["epoch"] for r in own if "beyond_bounds" in r})
@@ -127,8 +132,8 @@ def _marginals(
 ) -> dict[str, dict[str, Any]]:
     """For each level of each factor, means over all variants with it."""
     found = {}
-    for level in dict.fromkeys(chain(*zip(*variants, strict=True))):
-        own = [rows["-".join(variant)] for variant in variants if level in variant]
+    for factor, level in dict.fromkeys(chain(*map(enumerate, variants))):
+        own = [rows["-".join(variant)] for variant in variants if variant[factor] == level]
         shares = {
             name: float(np.mean([name in row["collapses"] for row in own]))
             for name in ("identity", "constant", "bound", "unrecognisable")

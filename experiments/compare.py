@@ -1,10 +1,11 @@
 """Every augmentation under one trainer: the same seeds, learning rates and number of updates.
 
 Policies are those of maxent_aug.policies, joined by + to apply one after the other; the last may be
-one that learns: printed and intended, the paper's augmenter by the sign of its loss; learned, which
-is trained together with its classifier, as wide as leaves images never seen about as certain; and
-replayed, a new classifier on what that augmenter did, from its first epoch on. A:B has policy A for
-half of the images and B for the others; flip+learned:B has B for those without an affine transform.
+one that learns: printed, intended, gap and target, the paper's augmenter by the form of its loss;
+learned, which is trained together with its classifier, as wide as leaves images never seen about as
+certain; and replayed, a new classifier on what that augmenter did, from its first epoch on. A:B has
+policy A for half of the images and B for the others; flip+learned:B has B for those without an
+affine transform.
 Run it again in the same folder to resume, or to add policies and seeds.
 
   python -m experiments.compare --preset=small --seeds=3    5,000 images of CIFAR-10, a small ResNet
@@ -31,18 +32,18 @@ from maxent_aug.processes import on_first
 from maxent_aug.progress import duration
 from maxent_aug.spatial import WIDE_BOUNDS, AffineBounds
 
-LEARNED = ("printed", "intended", *phases.MATCHING)
-SINGLE = (*NAMES, *LEARNED)
+TRAINED = (*losses.LOSS_FORMS, *phases.MATCHING)
+ALLOWED = ", ".join((*NAMES, *TRAINED))
 CONTROLS = ("identity", "random_affine")  # what every row is compared with
 PICTURES = 8
 LONGEST_NAME = 200  # of a row, which files are named by
 
 POLICIES = flags.DEFINE_list(
     "policies",
-    [*SINGLE, "flip_crop+cutout", "flip+learned"],
-    f"rows of the table, of {', '.join(SINGLE)}; + joins several, of the last four at most one, "
-    "as the last; A:B has A for half of the images (learned: those with an affine transform), B "
-    "for the others",
+    [*NAMES, "printed", "intended", *phases.MATCHING, "flip_crop+cutout", "flip+learned"],
+    f"rows of the table, of {ALLOWED}; + joins several, of {TRAINED[0]} to {TRAINED[-1]} at most "
+    "one, as the last; A:B has A for half of the images (learned: those with an affine transform), "
+    "B for the others",
 )
 
 
@@ -80,14 +81,14 @@ def _check(names: Sequence[str]) -> tuple[str, ...]:
             raise cli.UsageError(f"--policies: {name!r} has more than {LONGEST_NAME} characters")
         first, colon, others = name.partition(":")
         parts = first.split("+")
-        learned = [part for part in parts if part in LEARNED]
-        allowed = is_policy(name, LEARNED) and learned in ([], parts[-1:])
+        trained = [part for part in parts if part in TRAINED]
+        allowed = is_policy(name, TRAINED) and trained in ([], parts[-1:])
         if colon and allowed:
-            allowed = is_policy(others) and set(learned) <= set(phases.MATCHING)
+            allowed = is_policy(others) and set(trained) <= set(phases.MATCHING)
         if not allowed:
             raise cli.UsageError(
-                f"--policies: {name!r} is not allowed (of {', '.join(SINGLE)}; + joins several, "
-                f"one of {', '.join(LEARNED)} as the last at most; : two that do not mix images, "
+                f"--policies: {name!r} is not allowed (of {ALLOWED}; + joins several, "
+                f"one of {', '.join(TRAINED)} as the last at most; : two that do not mix images, "
                 f"{' or '.join(phases.MATCHING)} before it)"
             )
     if not names or len(set(names)) < len(names):
@@ -100,7 +101,7 @@ def _check(names: Sequence[str]) -> tuple[str, ...]:
 def _row(name: str, num_classes: int, bounds: AffineBounds = WIDE_BOUNDS) -> phases.Row:
     first, _, others = name.partition(":")
     *fixed, last = first.split("+")
-    if last not in LEARNED:
+    if last not in TRAINED:
         return phases.Row(named_policy(name, num_classes, bounds))
     rest = named_policy(others, num_classes, bounds) if others else None
     return phases.Row(named_policy("+".join(fixed), num_classes, bounds), last, rest)
@@ -129,8 +130,8 @@ def _train(
     for leg in legs:
         state = train.train_phase(run, leg, seed, state)
     if seed == 0:
-        learned = row.augmenter in phases.MATCHING
-        versions = _versions_program(row.policy, learned)(state, run.data)
+        from_boxes = row.augmenter in phases.MATCHING
+        versions = _versions_program(row.policy, from_boxes)(state, run.data)
         on_first(partial(_draw_versions, picture, name, *jax.device_get(versions)))
 
 
@@ -153,13 +154,13 @@ def _draw_versions(
 
 
 @programs.keep_programs
-def _versions_program(policy: programs.Policy, learned: bool) -> Callable:
+def _versions_program(policy: programs.Policy, from_boxes: bool) -> Callable:
     """Compiles `_versions` of a row."""
-    return jax.jit(partial(_versions, policy, learned))
+    return jax.jit(partial(_versions, policy, from_boxes))
 
 
 def _versions(
-    policy: programs.Policy, learned: bool, state: steps.State, on_device: programs.Data
+    policy: programs.Policy, from_boxes: bool, state: steps.State, on_device: programs.Data
 ) -> tuple[Array, Array, Array | None, Array | None]:
     """The first images of the test set [N, H, W, C] and as they are trained on [N, 8, H, W, C].
 
@@ -175,7 +176,7 @@ def _versions(
         )
         changed, theta, color = steps.normalize(changed, mean, sd), None, None
         if (augmenter := state.augmenter) is not None:
-            if learned:
+            if from_boxes:
                 uncertainty = losses.uncertainty(state.classifier(changed))
                 changed, theta, color, _ = augmenter(changed, key, uncertainty, method="transform")
             else:

@@ -4,6 +4,7 @@ import io
 import json
 import zipfile
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,18 +25,7 @@ FORMAT = 4
 PLATFORMS = ("cpu", "cuda", "tpu")  # of an exported program
 # What else odd files raise: encrypted, nested without end, arrays beyond all memory, widths of 0.
 _ODD = (RuntimeError, MemoryError, ArithmeticError)
-FIELDS = (
-    "bounds",
-    "color",
-    "interpolation",
-    "padding_mode",
-    "start_width",
-    "least_width",
-    "share",
-    "others_shift",
-    "uncertainty",
-    "hidden",
-)
+_OF_FLAX = ("parent", "name")  # what every module has beside its own options
 
 
 def save_augmenter(
@@ -60,7 +50,8 @@ def save_augmenter(
     """
     image_shape = tuple(map(int, image_shape))
     _check(module, params, np.asarray(mean), np.asarray(sd), image_shape)
-    about = {name: getattr(module, name) for name in FIELDS}
+    options = (field.name for field in fields(module) if field.name not in _OF_FLAX)
+    about = {name: getattr(module, name) for name in options}
     about |= {"format": FORMAT, "image_shape": image_shape}
     arrays: dict[str, Any] = traverse_util.flatten_dict(jax.device_get(params), sep="/")
     content = io.BytesIO()
@@ -245,6 +236,7 @@ def _description(loaded: _Loaded) -> dict[str, Any]:
 
 def _read(path: Path) -> _Loaded:
     """Raises ValueError or OSError."""
+    reason = "is not an augmenter's file, or is damaged"
     try:
         # Opened here: np.load leaves a file that is no zip open.
         with path.open("rb") as content, np.load(content, allow_pickle=False) as file:
@@ -252,8 +244,9 @@ def _read(path: Path) -> _Loaded:
                 raise ValueError("compressed, perhaps a bomb")
             arrays = {name: file[name] for name in file.files}
         about = json.loads(str(arrays.pop("about")))
-        if about.pop("format") != FORMAT:
-            raise ValueError("another format")
+        if (found := int(about.pop("format"))) != FORMAT:
+            reason = f"was written by another version (its format is {found}, this one's {FORMAT})"
+            raise ValueError
         shape = tuple(about.pop("image_shape"))
         mean, sd = arrays.pop("mean"), arrays.pop("sd")
         color = about.get("color")  # older files have none
@@ -262,7 +255,7 @@ def _read(path: Path) -> _Loaded:
         params = traverse_util.unflatten_dict(arrays, sep="/")
         _check(module, params, mean, sd, shape)
     except (ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, *_ODD):
-        raise ValueError(f"{path} is not an augmenter's file, or is damaged") from None
+        raise ValueError(f"{path} {reason}") from None
     return _Loaded(module, params, mean, sd, shape)
 
 

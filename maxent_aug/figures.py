@@ -308,7 +308,7 @@ def collapses(
     figure = _figure(5.4)
     axes = figure.subplots()
     forms = list(dict.fromkeys(name.split("-")[0] for name in table))
-    colours = dict(zip(forms, ("#D55E00", "#0072B2", "#009E73", "#CC79A7"), strict=False))
+    colours = _colours(forms)
     shapes = {
         ("free", "deterministic"): "o",
         ("free", "stochastic"): "^",

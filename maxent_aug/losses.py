@@ -74,18 +74,21 @@ def max_entropy_loss(logits: Array, *, form: str = "printed", target: float = 0.
     Raises:
       ValueError: on an unknown form, a target outside [0, 1] or fewer than two classes.
     """
-    if form not in LOSS_FORMS:
-        raise ValueError(f"form is {form!r}; allowed: {', '.join(LOSS_FORMS)}")
     if not 0.0 <= target <= 1.0:
         raise ValueError(f"target is {target}; allowed: a share of log2(m), from 0 to 1")
     bits = entropy(logits)
     most = math.log2(logits.shape[-1])
-    if form == "target":
-        return jnp.square(bits / most - target)
     gap = jnp.maximum(most - bits, MIN_GAP)
-    if form == "gap":
-        return gap
-    return jnp.log(gap) if form == "intended" else -jnp.log(gap)
+    match form:
+        case "printed":
+            return -jnp.log(gap)
+        case "intended":
+            return jnp.log(gap)
+        case "gap":
+            return gap
+        case "target":
+            return jnp.square(bits / most - target)
+    raise ValueError(f"form is {form!r}; allowed: {', '.join(LOSS_FORMS)}")
 
 
 def discriminator_loss(real_logits: Array, fake_logits: Array) -> Array:

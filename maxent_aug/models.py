@@ -290,10 +290,9 @@ class StochasticAugmenter(nn.Module):
         log_volume, edge = nn.log_sigmoid(raw), nn.softplus(raw) / 20
         return Box(half_width, log_volume.sum(-1), edge.sum(-1))
 
-    def draw(self, box: Box, key: Array) -> tuple[Array, Array | None]:
+    def draw(self, half_width: Array, key: Array) -> tuple[Array, Array | None]:
         """theta [B, 2, 3], and color [B, 4] of `adjust_color`, drawn from each image's box."""
-        place = jax.random.uniform(key, box.half_width.shape, minval=-1.0)
-        shares = box.half_width * place
+        shares = half_width * jax.random.uniform(key, half_width.shape, minval=-1.0)
         affine, color = jnp.split(shares, [len(self.bounds)], axis=-1)
         theta = bounded_affine(affine, self.bounds)
         return theta, None if self.color is None else color * jnp.array(self.color)
@@ -332,7 +331,7 @@ class StochasticAugmenter(nn.Module):
         draw_key, chosen_key, shift_key = jax.random.split(key, 3)
         if chosen is None:
             chosen = jax.random.bernoulli(chosen_key, float(self.share), images.shape[:1])
-        theta, color = self.draw(self._boxes(images, uncertainty), draw_key)
+        theta, color = self.draw(self._boxes(images, uncertainty).half_width, draw_key)
         if self.others_shift is None:
             theta = jnp.where(chosen[:, None, None], theta, jnp.eye(2, 3))
             changed = self._change(images, theta, color)
@@ -347,11 +346,13 @@ class StochasticAugmenter(nn.Module):
     ) -> tuple[Array, Array, Array | None, Box]:
         """(augmented, theta, color, box), all with an affine transform, whatever `share` is."""
         box = self._boxes(images, uncertainty)
-        return *self.apply_box(images, box, key), box
+        return *self.apply_width(images, box.half_width, key), box
 
-    def apply_box(self, images: Array, box: Box, key: Array) -> tuple[Array, Array, Array | None]:
+    def apply_width(
+        self, images: Array, half_width: Array, key: Array
+    ) -> tuple[Array, Array, Array | None]:
         """(augmented, theta, color) drawn from given boxes, all with an affine transform."""
-        theta, color = self.draw(box, key)
+        theta, color = self.draw(half_width, key)
         return self._change(images, theta, color), theta, color
 
     def _boxes(self, images: Array, uncertainty: Array | None) -> Box:

@@ -275,7 +275,7 @@ def make_augmenter(
 def _joint(
     branch: str,
     config: Comparison | Learning,
-    begin_classifier: Callable[..., steps.State],
+    begin_new: Callable[..., steps.State],
     policy: programs.Policy,
     image_shape: tuple[int, ...],
     others: programs.Policy | None,
@@ -299,7 +299,7 @@ def _joint(
     def begin(start: None, key: Array) -> steps.State:
         augmenter_key = jax.random.fold_in(key, 1)
         created = steps.create_model_state(augmenter, augmenter_key, image_shape, tx, key)
-        return begin_classifier(start, key).replace(augmenter=created)
+        return begin_new(start, key).replace(augmenter=created)
 
     step = partial(
         steps.joint_step,
@@ -347,14 +347,14 @@ def _recorded(joint: Phase, steps_per_epoch: int) -> Phase:
 def _replayed(
     branch: str,
     config: Comparison,
-    begin_classifier: Callable[..., steps.State],
+    begin_new: Callable[..., steps.State],
     joint: Phase,
     steps_per_epoch: int,
 ) -> Phase:
     """A new classifier, trained on all images as the augmenter learned to transform them."""
 
     def begin(start: steps.State, key: Array) -> steps.State:
-        return start.replace(classifier=begin_classifier(None, key).classifier)
+        return start.replace(classifier=begin_new(None, key).classifier)
 
     return replace(
         joint,

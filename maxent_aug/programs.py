@@ -157,7 +157,7 @@ def train_program(
     step: Callable,
     mesh: Mesh,
     batch_size: int,
-    unrolled: bool,
+    single_step: bool,
     policy: Policy = unchanged,
     unseen: Unseen = ALL_SEEN,
 ) -> Callable:
@@ -166,9 +166,9 @@ def train_program(
     Where some images are unseen, the step gets some of them, drawn anew, as `unseen`, and, unless
     it always learns from them, whether it `learns`.
 
-    With `unrolled` it is a single step: on a CPU XLA runs convolutions inside a loop many times
-    slower (jax issue 12868), and in a conditional slower. So it is told whether it `learns`, a
-    constant; and it may be given the images, where they are not on the device.
+    With `single_step` it is a step without a loop: on a CPU XLA runs convolutions inside one many
+    times slower (jax issue 12868), and in a conditional slower. So it, alone, is told whether it
+    `learns`, a constant, and may be given the images, where they are not on the device.
     """
 
     one_step = _one_step(step, mesh, batch_size, policy, unseen)
@@ -189,12 +189,12 @@ def train_program(
         *given: Array,
         learns: bool = True,
     ) -> tuple[Any, Any]:
-        if unrolled:
+        if single_step:
             return one_step(first, state, sums, data, plan, learns, given)
 
         def body(i: Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
-            learns = unseen.learns(i) if unseen.interval > 1 else True
-            return one_step(i, *carry, data, plan, learns)
+            learns_now = unseen.learns(i) if unseen.interval > 1 else True
+            return one_step(i, *carry, data, plan, learns_now)
 
         return jax.lax.fori_loop(first, last, body, (state, sums))
 

@@ -17,7 +17,8 @@ from maxent_aug.run_folder import flat, write_atomically
 
 Picture = tuple[bytes | str | os.PathLike[str], str, str]
 
-# What a collapse looks like: key of diagnostics.summarise, its deviation, label, unit.
+# What a collapse looks like: name in metrics.jsonl, that of its deviation, label, unit. What is not
+# here is neither in report.html nor, of the collapse, in result.json.
 COLLAPSE_ROWS = (
     ("distance_from_identity", None, "distance from identity ‖θ &minus; I‖", ""),
     ("spread", None, "spread between images ‖θ &minus; mean θ‖", ""),
@@ -29,7 +30,12 @@ COLLAPSE_ROWS = (
     ("entropy_after", None, "entropy of the prediction, after", "bits"),
     ("outside_frame", None, "share of the grid outside the frame", ""),
     ("test_augmented_accuracy", None, "accuracy on augmented images", ""),
-    ("test_same_box_accuracy", None, "the same, with one box for a batch of images, as large", ""),
+    (
+        "test_same_box_accuracy",
+        None,
+        "accuracy on augmented images, with one box for a batch of images, as large",
+        "",
+    ),
     (
         "test_same_box_entropy",
         None,
@@ -180,10 +186,10 @@ def _collapse(collapse: Mapping[str, Mapping[str, Any]], tested_on: str) -> str:
     return _section(
         "Has the augmenter collapsed?",
         _table(["", *map(_name, collapse)], rows),
-        f"Measured on the {tested_on} when the augmenter had been trained. What follows ± is the "
-        "deviation between images; the small figures are the seeds one by one. A distance near 0 "
-        "is a collapse to the identity: nothing is augmented. A spread much smaller than the "
-        "distance is a collapse to one transform, the same for every image.",
+        f"Measured on the {tested_on}, in the last evaluation with the augmenter. What follows ± "
+        "is the deviation between images; the small figures are the seeds one by one. A distance "
+        "near 0 is a collapse to the identity: nothing is augmented. A spread much smaller than "
+        "the distance is a collapse to one transform, the same for every image.",
     )
 
 

@@ -91,10 +91,16 @@ def check_run_folder(workdir: Path, identity: Mapping[str, Any]) -> None:
     found = flat({name: part for name, part in found.items() if name in identity})
     wanted = flat(json.loads(json.dumps(identity)))
     for name in [*wanted, *found]:
-        if found.get(name) != wanted.get(name):
+        if name not in found or name not in wanted:
+            has = "has a" if name in found else "has no"
             raise RunFolderError(
-                f"workdir {workdir} holds a run with {name}={found.get(name)}, this one has "
-                f"{wanted.get(name)}; choose another workdir, or the same value to resume"
+                f"workdir {workdir} was begun by another version, which {has} {name}; choose "
+                "another workdir"
+            )
+        if found[name] != wanted[name]:
+            raise RunFolderError(
+                f"workdir {workdir} holds a run with {name}={found[name]}, this one has "
+                f"{wanted[name]}; choose another workdir, or the same value to resume"
             )
 
 

@@ -1,9 +1,11 @@
 """One pure step a phase: (state, images, labels, key) -> (state, metrics), and evaluations.
 
 Phases 1 and 3 change the classifier alone, phase 2 the augmenter and the discriminator alone, the
-joint phase classifier and augmenter. Images are float32, normalised (see `normalize`); metrics are
-scalars, means over the batch. The key is for what is random in a step; the steps of the paper draw
-nothing.
+joint phase classifier and augmenter. Images are float32, normalised (see `normalize`). A step's
+metrics are scalars, means over the batch or running ones, and finite: where one is not, a run ends.
+The key is for what is random in a step; the steps of the paper draw nothing.
+
+A step or an evaluation that needs an augmenter raises ValueError on a state without one.
 """
 
 from collections.abc import Callable
@@ -68,6 +70,9 @@ def create_model_state(
       image_shape: (H, W, C).
       tx: the optimiser.
       inputs: what the module takes beside the images; of a `StochasticAugmenter` a key.
+
+    Returns:
+      Its weights, float32, with the optimiser's state, before the first update.
     """
     image = jnp.zeros((1, *image_shape))
     # Within another program, as in `jax.eval_shape`, one cannot be compiled by itself.
@@ -214,7 +219,7 @@ def adversarial_step(
     loss_weight: float = 2.0,
     saturating: bool = True,
     key: Array | None = None,
-) -> tuple[ModelState, Any, Metrics]:
+) -> tuple[ModelState, ModelState | None, Metrics]:
     """One update of the augmenter, then one of the discriminator, of the paper's objective V.
 
     V(D, G) = E[log D(I) + log(1 - D(I')) + loss_weight * L_ME(I')], min over G, max over D.
@@ -228,6 +233,14 @@ def adversarial_step(
       loss_weight: lambda.
       saturating: of `generator_loss`.
       key: of a stochastic augmenter.
+
+    Returns:
+      augmenter, discriminator, and scalars: loss (V, but for the discriminator's log D(I)),
+      max_entropy_loss, entropy (bits) and, with a discriminator, generator_loss and
+      discriminator_loss.
+
+    Raises:
+      ValueError: on an unknown form or another target.
     """
     inputs = (images,) if key is None else (images, key)
 
@@ -469,18 +482,16 @@ def joint_eval_step(state: State, images: Array, labels: Array, key: Array) -> M
 
     Returns:
       `eval_step`'s values [B], logits [B, m] before and after the augmentation, theta [B, 2, 3],
-      half_width [B, 6], and augmented_accuracy [B]; and, with one box for all images of the batch
-      in place of each one's own, as large as these on average (in the log of its volume),
+      half_width [B, 6], with colours [B, 10], and augmented_accuracy [B]; and, with one box for all
+      images of the batch in place of each one's own, its half-widths the geometric means of these,
       same_box_accuracy and same_box_entropy [B].
     """
     augmenter, logits = _augmenter(state), state.classifier(images)
     uncertainty = losses.uncertainty(logits)
     augmented, theta, _, box = augmenter(images, key, uncertainty, method="transform")
     logits_after = state.classifier(augmented)
-    same_box = box._replace(
-        half_width=jnp.broadcast_to(jnp.exp(jnp.log(box.half_width).mean(0)), box.half_width.shape),
-    )
-    same, *_ = augmenter(images, same_box, key, method="apply_box")
+    same_width = jnp.broadcast_to(jnp.exp(jnp.log(box.half_width).mean(0)), box.half_width.shape)
+    same, *_ = augmenter(images, same_width, key, method="apply_width")
     logits_same = state.classifier(same)
     return {
         **_classifier_metrics(logits, labels),

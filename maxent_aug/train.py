@@ -362,7 +362,7 @@ def _interrupted(leg: Leg, epoch: int, step: int, number: int) -> Interrupted:
 def _check_finite(leg: Leg, epoch: int, sums: Any) -> None:
     bad = int(jax.device_get(sums["first_bad_step"]))
     if bad != programs.NEVER:
-        raise _non_finite("the loss", leg, epoch, bad + 1)
+        raise _non_finite("the loss, or another metric of the step,", leg, epoch, bad + 1)
 
 
 def _non_finite(what: str, leg: Leg, epoch: int, step: int) -> NonFiniteLoss:

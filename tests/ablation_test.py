@@ -93,6 +93,20 @@ def test_what_a_collapse_is(changes, bounded, expected):
     assert ablation._collapses(means | changes, 0.6, bounded=bounded) == expected
 
 
+def test_a_level_is_that_of_its_factor_alone():
+    row = dict.fromkeys(ablation.MEASURES, 0.5) | {"accuracy": {"mean": 0.5}, "collapses": []}
+    variants = [("a", "alone"), ("b", "judge")]
+    rows = {
+        "a-alone": row,
+        "b-judge": row | {"accuracy": {"mean": 0.7}, "collapses": ["bound"]},
+    }
+    found = ablation._marginals(dict.fromkeys(variants), rows)
+    assert {level: found[level]["accuracy"] for level in found} == {
+        "a": 0.5, "b": 0.7, "alone": 0.5, "judge": 0.7,
+    }  # fmt: skip
+    assert found["judge"]["collapsed"]["bound"] == 1
+
+
 @pytest.mark.parametrize("bounds", [None, models.AffineBounds()])
 @pytest.mark.parametrize("stochastic", [False, True])
 def test_variants_of_the_augmenter_start_about_the_identity(bounds, stochastic):

@@ -246,7 +246,7 @@ def beyond_memory(path):
         with_text,
         pickled,
         lacking,
-        lambda path: changed(path, about='{"format": 9}'),
+        lambda path: changed(path, about='{"format": []}'),
         lambda path: changed(path, about="[]"),
         lambda path: changed(path, about="[" * 10**5),
         lambda path: changed(path, about=json.dumps(about(path) | {"hidden": 0})),
@@ -259,6 +259,12 @@ def test_a_damaged_file_is_named(path, damage):
     with pytest.raises(ValueError, match=r"augmenter\.npz is not an augmenter's file"):
         load_augmenter(path)
     assert [p.name for p in path.parent.iterdir()] == ["augmenter.npz"]
+
+
+def test_a_file_of_another_version_is_not_called_damaged(path):
+    changed(path, about=json.dumps(about(path) | {"format": 9}))
+    with pytest.raises(ValueError, match=r"augmenter\.npz was written by another version .* 9, "):
+        load_augmenter(path)
 
 
 def test_a_file_is_read_without_a_device(path):

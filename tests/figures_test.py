@@ -74,6 +74,15 @@ def test_curves_draw(case):
         assert draw(figure).getbuffer().nbytes > 1000
 
 
+def test_a_plot_of_collapses_has_a_mark_for_each_variant_however_many_forms():
+    forms = ("printed", "intended", "gap", "target", "a_fifth", "a_sixth", "a_seventh")
+    spreads = {"distance_from_identity": 0.3, "spread_of_images": 0.2}
+    table = {f"{form}-alone-bounded-stochastic": spreads for form in forms}
+    figure = figures.collapses(table, no_distance=0.05, one_transform=0.1)
+    assert len(figure.axes[0].collections) == len(forms)
+    assert draw(figure).getbuffer().nbytes > 1000
+
+
 def test_accuracy_is_one_axis_without_the_epochs_of_phase_2():
     case = records()
     axes = figures.accuracy(case).axes[0]

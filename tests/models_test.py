@@ -152,7 +152,7 @@ def test_a_stochastic_augmenter_changes_colours_within_its_boxes():
     variables = jax.jit(module.init)(jax.random.key(1), images, jax.random.key(2))
     box = module.apply(variables, UNCERTAINTY, method="box")
     np.testing.assert_allclose(box.half_width, np.full((200, 10), 0.5), rtol=1e-5)
-    theta, color = module.apply(variables, box, jax.random.key(3), method="draw")
+    theta, color = module.apply(variables, box.half_width, jax.random.key(3), method="draw")
     drawn = np.abs(color) / np.array(ColorBounds())
     assert np.all(drawn <= 0.5 + 1e-6) and np.all(drawn.max(0) > 0.45)
     augmented, theta, same_color, _ = module.apply(

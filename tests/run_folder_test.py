@@ -50,8 +50,11 @@ def test_a_new_folder_is_made_and_opened_again(tmp_path):
             "config.batch_size=64, this one has 32",
         ),
         ({"batch_size": 64, "data": {"names": ["a"]}}, "config.data.names="),
-        ({"batch_size": 64}, "config.data.names="),
-        ({"batch_size": 64, "data": {"names": ["a", "b"]}, "new": 1}, "config.new=None"),
+        ({"batch_size": 64}, "another version, which has a config.data.names"),
+        (
+            {"batch_size": 64, "data": {"names": ["a", "b"]}, "new": 1},
+            "another version, which has no config.new",
+        ),
     ],
 )
 def test_another_config_is_refused_and_the_field_named(tmp_path, config, words):
