@@ -55,8 +55,13 @@ def save_augmenter(
     about |= {"format": FORMAT, "image_shape": image_shape}
     arrays: dict[str, Any] = traverse_util.flatten_dict(jax.device_get(params), sep="/")
     content = io.BytesIO()
-    np.savez(content, about=json.dumps(about, default=float), mean=mean, sd=sd, **arrays)
+    np.savez(content, about=json.dumps(about, default=_number), mean=mean, sd=sd, **arrays)
     write_atomically(Path(path), content.getvalue())
+
+
+def _number(value: Any) -> int | float:
+    """Python's, of an array's or NumPy's."""
+    return np.asarray(value).item()
 
 
 def load_augmenter(

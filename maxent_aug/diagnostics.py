@@ -213,7 +213,12 @@ def boxes(half_width: Array) -> dict[str, Array]:
     Returns:
       Scalars: half_width_NAME for each coordinate of `AffineBounds` and `ColorBounds`, a mean, and
       spread_between: root mean square, over images and coordinates, of the distance to these means.
+
+    Raises:
+      ValueError: on another shape.
     """
+    if half_width.ndim != 2 or half_width.shape[1] not in (6, 10):
+        raise ValueError(f"half_width must be [N, 6] or [N, 10], got {half_width.shape}")
     means = half_width.mean(0)
     names = [name for name, _ in COORDINATES][: len(means)]
     found = {f"half_width_{name}": mean for name, mean in zip(names, means, strict=True)}

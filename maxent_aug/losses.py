@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
+from jax.typing import ArrayLike
 
 LOSS_FORMS = ("printed", "intended", "gap", "target")
 
@@ -17,7 +18,7 @@ LOSS_FORMS = ("printed", "intended", "gap", "target")
 MIN_GAP = 1e-6
 
 
-def entropy(logits: Array) -> Array:
+def entropy(logits: ArrayLike) -> Array:
     """Entropy of softmax(logits), in bits.
 
     Args:
@@ -29,14 +30,14 @@ def entropy(logits: Array) -> Array:
     Raises:
       ValueError: if there are fewer than two classes.
     """
-    _check_classes(logits)
+    logits = _check_classes(logits)
     # exp(-200) is 0 in float32, so the floor changes no value; it keeps 0 * log 0 from being NaN.
     log_p = jnp.maximum(jax.nn.log_softmax(logits.astype(jnp.float32)), -200.0)
     bits = -jnp.sum(jnp.exp(log_p) * log_p, axis=-1) / math.log(2.0)
     return _clip(bits, 0.0, math.log2(logits.shape[-1]))
 
 
-def uncertainty(logits: Array) -> Array:
+def uncertainty(logits: ArrayLike) -> Array:
     """h = H / log2 m: the entropy as a share of the most that m classes can have.
 
     Args:
@@ -48,10 +49,11 @@ def uncertainty(logits: Array) -> Array:
     Raises:
       ValueError: if there are fewer than two classes.
     """
+    logits = _check_classes(logits)
     return entropy(logits) / math.log2(logits.shape[-1])
 
 
-def max_entropy_loss(logits: Array, *, form: str = "printed", target: float = 0.3) -> Array:
+def max_entropy_loss(logits: ArrayLike, *, form: str = "printed", target: float = 0.3) -> Array:
     """The loss that is to drive the augmenter towards uncertain predictions, L_ME of the paper.
 
     With H = entropy(logits) in bits and m classes, `form` names one of
@@ -76,8 +78,8 @@ def max_entropy_loss(logits: Array, *, form: str = "printed", target: float = 0.
     """
     if not 0.0 <= target <= 1.0:
         raise ValueError(f"target is {target}; allowed: a share of log2(m), from 0 to 1")
-    bits = entropy(logits)
-    most = math.log2(logits.shape[-1])
+    logits = _check_classes(logits)
+    bits, most = entropy(logits), math.log2(logits.shape[-1])
     gap = jnp.maximum(most - bits, MIN_GAP)
     match form:
         case "printed":
@@ -91,7 +93,7 @@ def max_entropy_loss(logits: Array, *, form: str = "printed", target: float = 0.
     raise ValueError(f"form is {form!r}; allowed: {', '.join(LOSS_FORMS)}")
 
 
-def discriminator_loss(real_logits: Array, fake_logits: Array) -> Array:
+def discriminator_loss(real_logits: ArrayLike, fake_logits: ArrayLike) -> Array:
     """Minus what the discriminator maximises: -(log D(I) + log(1 - D(I'))).
 
     Args:
@@ -104,9 +106,10 @@ def discriminator_loss(real_logits: Array, fake_logits: Array) -> Array:
     Raises:
       ValueError: on two shapes.
     """
-    if real_logits.shape != fake_logits.shape:
-        raise ValueError(f"logits must have one shape, got {real_logits.shape} {fake_logits.shape}")
-    return -(jax.nn.log_sigmoid(real_logits) + jax.nn.log_sigmoid(-fake_logits))
+    real, fake = jnp.asarray(real_logits), jnp.asarray(fake_logits)
+    if real.shape != fake.shape:
+        raise ValueError(f"logits must have one shape, got {real.shape} {fake.shape}")
+    return -(jax.nn.log_sigmoid(real) + jax.nn.log_sigmoid(-fake))
 
 
 def generator_loss(fake_logits: Array, *, saturating: bool = True) -> Array:
@@ -125,12 +128,12 @@ def generator_loss(fake_logits: Array, *, saturating: bool = True) -> Array:
     return -jax.nn.log_sigmoid(fake_logits)
 
 
-def cross_entropy(logits: Array, labels: Array) -> Array:
+def cross_entropy(logits: ArrayLike, labels: ArrayLike) -> Array:
     """Cross-entropy of labels or of probabilities.
 
     Args:
       logits: [..., m].
-      labels: [...] integers in [0, m), or [..., m] probabilities.
+      labels: [...] integers in [0, m), which is not checked, or [..., m] probabilities.
 
     Returns:
       [...] nats, float32.
@@ -138,7 +141,7 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
     Raises:
       ValueError: on labels of another shape, or no integers where those are wanted.
     """
-    logits = logits.astype(jnp.float32)
+    logits, labels = jnp.asarray(logits, jnp.float32), jnp.asarray(labels)
     if labels.shape == logits.shape:
         return optax.losses.softmax_cross_entropy(logits, labels.astype(jnp.float32))
     if labels.shape != logits.shape[:-1] or not jnp.issubdtype(labels.dtype, jnp.integer):
@@ -170,9 +173,11 @@ def loss_ranking_loss(predicted: Array, losses: Array, *, margin: float = 1.0) -
     return jnp.maximum(0.0, margin - sign * (predicted[:half] - predicted[half : 2 * half]))
 
 
-def _check_classes(logits: Array) -> None:
+def _check_classes(logits: ArrayLike) -> Array:
+    logits = jnp.asarray(logits)
     if logits.ndim == 0 or logits.shape[-1] < 2:
         raise ValueError(f"logits have shape {logits.shape}; the last axis needs 2 classes or more")
+    return logits
 
 
 def _clip(value: Array, low: float, high: float) -> Array:

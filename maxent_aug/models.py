@@ -269,6 +269,12 @@ class StochasticAugmenter(nn.Module):
                 f"start_width must be between least_width, {self.least_width}, which is above 0, "
                 f"and 1, got {self.start_width}"
             )
+        if not 0 < self.share <= 1:
+            raise ValueError(f"share must be above 0, at most 1, got {self.share}")
+        if self.others_shift is not None and not 0 <= self.others_shift <= 1:
+            raise ValueError(f"others_shift must be None or in [0, 1], got {self.others_shift}")
+        if not 0 <= self.uncertainty <= 1:
+            raise ValueError(f"uncertainty must be in [0, 1], got {self.uncertainty}")
         room = 1 - self.least_width
         start = (self.start_width - self.least_width) / room
         odds = jnp.log(start / (1 - start))
@@ -292,10 +298,12 @@ class StochasticAugmenter(nn.Module):
 
     def draw(self, half_width: Array, key: Array) -> tuple[Array, Array | None]:
         """theta [B, 2, 3], and color [B, 4] of `adjust_color`, drawn from each image's box."""
-        shares = half_width * jax.random.uniform(key, half_width.shape, minval=-1.0)
+        shares = half_width * jax.random.uniform(
+            key, half_width.shape, half_width.dtype, minval=-1.0
+        )
         affine, color = jnp.split(shares, [len(self.bounds)], axis=-1)
         theta = bounded_affine(affine, self.bounds)
-        return theta, None if self.color is None else color * jnp.array(self.color)
+        return theta, None if self.color is None else color * jnp.array(self.color, color.dtype)
 
     def partition(self, count: int) -> tuple[int, int]:
         """(groups, number): how many images are transformed, of so many in random order.
@@ -358,6 +366,10 @@ class StochasticAugmenter(nn.Module):
     def _boxes(self, images: Array, uncertainty: Array | None) -> Box:
         if uncertainty is None:
             uncertainty = jnp.full(images.shape[:1], self.uncertainty)
+        if uncertainty.shape != images.shape[:1]:
+            raise ValueError(
+                f"uncertainty must be [B] with B = {len(images)}, got {uncertainty.shape}"
+            )
         return self.box(uncertainty)
 
     def _change(self, images: Array, theta: Array, color: Array | None) -> Array:

@@ -57,6 +57,8 @@ def apply_operations(
     images = check_images(images, (1, 3))
     operation, magnitude = jnp.asarray(operation), jnp.asarray(magnitude, jnp.float32)
     shape, last = operation.shape, len(images)
+    if not jnp.issubdtype(operation.dtype, jnp.integer):
+        raise ValueError(f"operation must be integers, got {operation.dtype}")
     if shape != magnitude.shape or shape not in ((last,), (*shape[:1], last)):
         raise ValueError(
             f"operation and magnitude must be [B] or [n, B] with B = {last}, "
@@ -153,6 +155,8 @@ def _of_drawn_rows(
     batch = len(drew)
     group = -(-batch // _GROUPS)
     drawn = jnp.nonzero(drew, size=_GROUPS * group, fill_value=batch)[0]
+    # In `jax.shard_map` what a loop changes must vary over devices from the start, as images do.
+    otherwise += (0 * rows[0].ravel()[0]).astype(otherwise.dtype)
 
     def body(step: Array, out: Array) -> Array:
         index = jax.lax.dynamic_slice_in_dim(drawn, step * group, group)

@@ -3,10 +3,13 @@
 An image policy is a function `policy(key, images, **options) -> images`, a mixing policy
 `policy(key, images, labels, **options) -> (images, labels)`. key is a `jax.random.key` for the
 whole batch; images are [B, H, W, C], uint8 or float32 in 0..255, and keep their dtype; options are
-set with `functools.partial`. All run under `jit`.
+set with `functools.partial`. All run under `jit`, where B is a number, and under `jax.shard_map`,
+where each device has its own part of a batch, and a key alike means draws alike.
 """
 
+import math
 from collections.abc import Callable
+from numbers import Integral
 from typing import Any
 
 import jax
@@ -149,7 +152,7 @@ def flip_crop(key: Array, images: ArrayLike, *, pad: int = 4, padding_mode: str 
     Args:
       key: a jax.random.key.
       images: [B, H, W, C], uint8 or float32.
-      pad: pixels on each side, at least 0.
+      pad: pixels on each side, a whole number, at least 0.
       padding_mode: "zeros" or "reflect" (about the outermost pixels' centres; pad < H, W).
 
     Returns:
@@ -162,8 +165,14 @@ def flip_crop(key: Array, images: ArrayLike, *, pad: int = 4, padding_mode: str 
     batch, height, width, _ = images.shape
     if padding_mode not in ("zeros", "reflect"):
         raise ValueError(f'padding_mode must be "zeros" or "reflect", got {padding_mode!r}')
-    if pad < 0 or (padding_mode == "reflect" and pad >= min(height, width)):
-        raise ValueError(f"pad must be at least 0, to reflect less than H and W, got {pad}")
+    if (
+        not isinstance(pad, Integral)
+        or pad < 0
+        or (padding_mode == "reflect" and pad >= min(height, width))
+    ):
+        raise ValueError(
+            f"pad must be a whole number, at least 0, to reflect less than H and W, got {pad}"
+        )
     shift_key, flip_key = jax.random.split(key)
     shift = jax.random.randint(shift_key, (2, batch, 1), -pad, pad + 1)
     mirrored = jax.random.bernoulli(flip_key, shape=(batch, 1))
@@ -275,8 +284,8 @@ def cutout(key: Array, images: ArrayLike, *, size: int = 16, fill: ArrayLike = 0
     """
     images = check_images(images)
     batch, height, width, _ = images.shape
-    if size < 1:
-        raise ValueError(f"size must be at least 1, got {size}")
+    if not isinstance(size, Integral) or size < 1:
+        raise ValueError(f"size must be a whole number, at least 1, got {size}")
     keys = jax.random.split(key)
     cut = _box(keys, (height, width), jnp.full((2, batch), size))
     return jnp.where(cut[..., None], check_fill(fill, images), images)
@@ -309,7 +318,7 @@ def mixup(
     Args:
       key: a jax.random.key.
       images: [B, H, W, C], uint8 or float32.
-      labels: [B] integers or [B, m] probabilities.
+      labels: [B] integers in [0, m), which is not checked, or [B, m] probabilities.
       alpha: above 0; the first image's weight is from Beta(alpha, alpha).
       num_classes: m, needed for integers.
 
@@ -347,7 +356,7 @@ def cutmix(
     Args:
       key: a jax.random.key.
       images: [B, H, W, C], uint8 or float32.
-      labels: [B] integers or [B, m] probabilities.
+      labels: [B] integers in [0, m), which is not checked, or [B, m] probabilities.
       alpha: above 0; the box covers a share from Beta(alpha, alpha) where it is in the frame.
       num_classes: m, needed for integers.
 
@@ -370,8 +379,8 @@ def cutmix(
 
 
 def _mixing_weight(key: Array, batch: int, alpha: float) -> Array:
-    if alpha <= 0:
-        raise ValueError(f"alpha must be above 0, got {alpha}")
+    if not 0 < alpha < math.inf:
+        raise ValueError(f"alpha must be above 0 and finite, got {alpha}")
     return jax.random.beta(key, alpha, alpha, (batch,), jnp.float32)
 
 

@@ -52,12 +52,12 @@ def affine_matrix(
     Raises:
       ValueError: if translation is neither a scalar nor [..., 2].
     """
-    translation = _at_least_float32(translation)
+    given = rotation, log_scale, log_aspect, shear, translation
+    parts = [x if isinstance(x, float) else jnp.asarray(x) for x in given]  # floats have no dtype
+    dtype = jnp.promote_types(jnp.result_type(*parts), jnp.float32)
+    rotation, log_scale, log_aspect, shear, translation = (jnp.asarray(x, dtype) for x in parts)
     if translation.ndim and translation.shape[-1] != 2:
         raise ValueError(f"translation must be a scalar or [..., 2], got {translation.shape}")
-    rotation, log_scale, log_aspect, shear = map(
-        _at_least_float32, (rotation, log_scale, log_aspect, shear)
-    )
     tx, ty = (translation[..., 0], translation[..., 1]) if translation.ndim else (translation,) * 2
     cos, sin = jnp.cos(rotation), jnp.sin(rotation)
     mirror = jnp.where(jnp.asarray(flip), -1.0, 1.0).astype(rotation.dtype)
@@ -105,11 +105,11 @@ def bounded_affine(
       ValueError: on other shapes or bounds.
     """
     shares = _at_least_float32(shares)
-    if len(bounds) != 6 or min(bounds) < 0:
-        raise ValueError(f"bounds must be six numbers, each at least 0, got {tuple(bounds)}")
+    if len(bounds) != 6 or not all(0 <= bound < math.inf for bound in bounds):
+        raise ValueError(f"bounds must be six finite numbers, at least 0, got {tuple(bounds)}")
     if shares.shape[-1:] != (6,):
         raise ValueError(f"shares must be [..., 6], got {shares.shape}")
-    coordinates = shares * jnp.array(bounds)
+    coordinates = shares * jnp.array(bounds, shares.dtype)
     tx, ty, rotation, log_scale, log_aspect, shear = jnp.moveaxis(coordinates, -1, 0)
     return affine_matrix(
         rotation=rotation,
@@ -301,7 +301,14 @@ def _affine_position(
     return axis(theta[..., 0, :], half[1]), axis(theta[..., 1, :], half[0])
 
 
-@partial(jax.jit, static_argnames=("mode", "padding_mode", "align_corners", "method"), inline=True)
+class _Kernel(NamedTuple):
+    """What pixels a position is made of: the arguments of `grid_sample`."""
+
+    mode: str
+    padding_mode: str
+    align_corners: bool
+
+
 def _sample(
     image: jax.Array,
     x: _Parts,
@@ -319,10 +326,14 @@ def _sample(
     ):
         if value not in allowed:
             raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
+    return _sample_by(method, _Kernel(mode, padding_mode, bool(align_corners)), image, x, y)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _sample_by(method: str, kernel: _Kernel, image: jax.Array, x: _Parts, y: _Parts) -> jax.Array:
     height, width = image.shape[-3:-1]
     x, y = ((axis[0] + (n - 1) / 2, *axis[1:]) for axis, n in ((x, width), (y, height)))
-    kernel = _Kernel(mode, padding_mode, align_corners)
-    if padding_mode != "zeros":
+    if kernel.padding_mode != "zeros":
         x = (_padded_position(_total(x), width, kernel),)
         y = (_padded_position(_total(y), height, kernel),)
     pixels = _at_least_float32(image)
@@ -335,14 +346,6 @@ def _sample(
     like = jax.eval_shape(lambda image, x: image[..., :1, :1, :] + _total(x)[..., None], image, x)
     out = divided_like(like, sample)(pixels, x, y)
     return out.astype(image.dtype if jnp.issubdtype(image.dtype, jnp.floating) else jnp.float32)
-
-
-class _Kernel(NamedTuple):
-    """What pixels a position is made of: the arguments of `grid_sample`."""
-
-    mode: str
-    padding_mode: str
-    align_corners: bool
 
 
 def _sample_gather(image: jax.Array, x: _Parts, y: _Parts, kernel: _Kernel) -> jax.Array:
@@ -465,7 +468,10 @@ def _gather(
 def divided_like(like: Any, function: Callable[..., Any]) -> Callable[..., Any]:
     """function, its result divided among devices as the array `like` is, on a mesh of any axes."""
     sharding = jax.typeof(like).sharding
-    return auto_axes(function, out_sharding=sharding)  # pyright: ignore
+    explicit = tuple(sharding.mesh.explicit_axes)
+    if not explicit:
+        return function
+    return auto_axes(function, axes=explicit, out_sharding=sharding)  # pyright: ignore
 
 
 def take_pixels(pixels: jax.Array, index: jax.Array) -> jax.Array:
@@ -583,8 +589,8 @@ def _at_least_float32(x: ArrayLike) -> jax.Array:
 
 def _check_theta(theta: ArrayLike) -> jax.Array:
     theta = _at_least_float32(theta)
-    if theta.shape[-2:] != (2, 3):
-        raise ValueError(f"theta must be [..., 2, 3], got shape {theta.shape}")
+    if theta.shape[-2:] != (2, 3) or jnp.iscomplexobj(theta):
+        raise ValueError(f"theta must be real [..., 2, 3], got {theta.dtype} {theta.shape}")
     return theta
 
 
@@ -597,8 +603,11 @@ def check_size(size: Sequence[int]) -> tuple[int, int]:
 
 
 def _check_image(image: jax.Array, name: str, shape: tuple[int, ...], lead: tuple[int, ...]):
-    if image.ndim < 3 or 0 in image.shape[-3:]:
-        raise ValueError(f"image must be [..., H, W, C] with none of these 0, got {image.shape}")
+    if image.ndim < 3 or 0 in image.shape[-3:] or jnp.iscomplexobj(image):
+        raise ValueError(
+            f"image must be real [..., H, W, C] with none of these 0, got {image.dtype} "
+            f"{image.shape}"
+        )
     try:
         jnp.broadcast_shapes(image.shape[:-3], lead)
     except ValueError:

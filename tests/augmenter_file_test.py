@@ -42,6 +42,14 @@ def path(trained, tmp_path):
     return path
 
 
+def test_numbers_of_numpy_are_saved(trained, tmp_path):
+    module = trained[0].clone(hidden=np.int64(8), share=np.float32(0.5))
+    about = {"mean": MEAN, "sd": SD, "image_shape": SHAPE}
+    save_augmenter(tmp_path / "a.npz", module, trained[1], **about)
+    images = np.zeros((2, *SHAPE), np.uint8)
+    assert load_augmenter(tmp_path / "a.npz")(KEY, images)[0].shape == images.shape
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
 def test_a_loaded_augmenter_does_what_the_saved_one_did(trained, path, dtype):
     module, params = trained

@@ -211,6 +211,14 @@ def test_labels_of_another_shape_are_named(shape, dtype):
         losses.cross_entropy(jnp.zeros((4, 3)), jnp.zeros(shape, dtype))
 
 
+def test_lists_are_arrays():
+    logits = [[1.0, 2.0], [0.0, 0.0]]
+    np.testing.assert_allclose(losses.uncertainty(logits)[1], 1.0, rtol=1e-6)
+    np.testing.assert_allclose(losses.cross_entropy(logits, [0, 1])[1], np.log(2), rtol=1e-6)
+    np.testing.assert_allclose(losses.max_entropy_loss(logits, form="gap")[1], losses.MIN_GAP)
+    assert losses.discriminator_loss([1.0], [2.0]).shape == (1,)
+
+
 def test_labels_that_are_no_integers_are_named():
     with pytest.raises(ValueError, match=r"got float32 \(4,\)"):
         losses.cross_entropy(jnp.zeros((4, 3)), jnp.zeros(4))

@@ -81,6 +81,7 @@ FROM_OTHERS = {
         LEVELS, jax.nn.one_hot(LABELS, 4),
     ),
 }  # fmt: skip
+DRAWING = ("flip_crop", "random_affine", "rand_augment", "entropy_magnitude", "either")
 
 
 @pytest.mark.usefixtures("quick_compilation")
@@ -100,6 +101,25 @@ def test_divided_images_give_the_same_and_stay_divided(name, axes):
     assert jax.tree.leaves(found)[0].sharding.spec[0] == "data"
     messages = re.findall(r"all-gather|all-reduce|all-to-all|collective-permute", program.as_text())
     assert bool(messages) == (name in FROM_OTHERS)
+
+
+@pytest.mark.usefixtures("quick_compilation")
+@pytest.mark.parametrize("axes", ["Auto", "Explicit"])
+@pytest.mark.parametrize(
+    "name", ["bicubic", "matmul", "both gradients", "augmenter", "mixup", *DRAWING]
+)
+def test_each_device_by_itself(name, axes):
+    """In `jax.shard_map` each has a part of the images, and the key of all."""
+    function, *arguments = (IN_PLACE | FROM_OTHERS)[name]
+    parts = zip(*(jnp.split(x, 8) for x in arguments), strict=True)
+    expected = [jax.jit(function)(*part) for part in parts]
+    expected = jax.tree.map(lambda *x: jnp.concatenate(x), *expected)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType[axes],))
+    rows = jax.P("data")
+    apart = jax.shard_map(function, mesh=mesh, in_specs=rows, out_specs=rows)
+    assert_close(
+        jax.jit(apart)(*jax.device_put(arguments, jax.NamedSharding(mesh, rows))), expected
+    )
 
 
 def test_a_training_step_on_explicit_axes():

@@ -311,6 +311,27 @@ def test_about_its_share_is_chosen_in_groups_that_devices_can_divide(share):
                 assert groups % devices == 0
 
 
+@pytest.mark.parametrize(
+    ("option", "named"),
+    [
+        ({"share": 0.0}, "share must be above 0"),
+        ({"share": np.nan}, "share must be above 0"),
+        ({"others_shift": 1.5}, "others_shift must be None or in"),
+        ({"uncertainty": 9.0}, "uncertainty must be in"),
+    ],
+)
+def test_an_option_outside_of_its_range_is_named(option, named):
+    with pytest.raises(ValueError, match=named):
+        stochastic(**option)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (200, 1)])
+def test_uncertainty_of_another_shape_is_named(shape):
+    module, variables, images = stochastic()
+    with pytest.raises(ValueError, match=r"uncertainty must be \[B\] with B = "):
+        module.apply(variables, images, jax.random.key(1), jnp.zeros(shape))
+
+
 @pytest.mark.parametrize(("least", "start"), [(0.02, 0.01), (0.02, 1.0), (0.0, 0.5), (0.5, 0.5)])
 def test_a_start_outside_of_its_range_is_named(least, start):
     with pytest.raises(ValueError, match="start_width must be between"):

@@ -591,6 +591,20 @@ def test_one_bad_theta_leaves_the_others_alone():
     chex.assert_trees_all_close(jit_warp(images, theta)[0], images[0], atol=1e-6)
 
 
+def test_calls_without_jit_compile_once(caplog):
+    images, theta = normal(0, 2, *SHAPE), np.stack([IDENTITY, IDENTITY])
+    gradient = jax.grad(lambda image, t: (warp_affine(image, t) ** 2).sum(), (0, 1))
+
+    def compiled():
+        caplog.clear()
+        with jax.log_compiles():
+            gradient(images, theta), warp_affine(images, theta)
+        return [record for record in caplog.records if "XLA compilation" in record.getMessage()]
+
+    assert compiled()
+    assert not compiled()
+
+
 # errors
 
 
