@@ -45,6 +45,9 @@ def named_policy(
         drawn anew for every batch; empty leaves the images as they are.
       num_classes: of the probabilities that mixing policies return.
       bounds: of random affine transforms.
+
+    Raises:
+      KeyError: on a name that is none; ask `is_policy` first.
     """
     if ":" in text:
         first, others = (named_policy(half, num_classes, bounds) for half in text.split(":"))

@@ -210,7 +210,7 @@ def random_affine(
 
     Raises:
       ValueError: on other images, interpolation or padding_mode, or bounds that are not six
-        numbers, at least 0.
+        finite numbers, at least 0.
     """
     images = check_images(images)
     shares = jax.random.uniform(key, (len(images), 6), minval=-1.0)
@@ -251,7 +251,7 @@ def color_jitter(
 def draw_color_jitter(
     key: Array, count: int, most: tuple[float, float, float]
 ) -> tuple[Array, Array]:
-    """operation and magnitude [3, count] of `color_jitter`."""
+    """operation and magnitude [3, count] of `color_jitter`, with its errors."""
     if not all(0 <= number <= 1 for number in most):
         raise ValueError(f"brightness, contrast and saturation must lie in [0, 1], got {most}")
     names = ("brightness", "contrast", "color")
@@ -437,7 +437,7 @@ def rand_augment(
 def draw_rand_augment(
     key: Array, shape: tuple[int, ...], *, n: int = 2, m: int = 9
 ) -> tuple[Array, Array]:
-    """operation and magnitude [n, B] of `rand_augment` for images of that shape."""
+    """operation, magnitude [n, B] of `rand_augment` for images of that shape, errors as there."""
     if n < 0 or not 0 <= m < _BINS:
         raise ValueError(f"n must be at least 0 and m in 0..{_BINS - 1}, got {n} and {m}")
     level = jnp.full((n, shape[0]), m / (_BINS - 1))

@@ -96,7 +96,7 @@ def bounded_affine(
 
     Args:
       shares: [..., 6] in [-1, 1], in the order of `AffineBounds`; 0 is the identity.
-      bounds: six numbers, at least 0.
+      bounds: six finite numbers, at least 0.
 
     Returns:
       theta [..., 2, 3], at least float32.
