@@ -34,6 +34,7 @@ from maxent_aug.progress import Progress
 from maxent_aug.run_folder import (
     RunFolderError,
     check_run_folder,
+    check_writable,
     environment,
     open_run_folder,
     write_atomically,
@@ -615,8 +616,7 @@ def _settings(experiment: str, config: Training, workdir: Path) -> Settings:
     if (count := _cpu_devices(config)) is not None:
         jax.config.update("jax_num_cpu_devices", count)
     if COMPILATION_CACHE.value:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(cache / "maxent_aug" / "jax"))
+        _keep_compiled_programs()
     if DISTRIBUTED.value and jax.process_index():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     start_devices()
@@ -624,6 +624,16 @@ def _settings(experiment: str, config: Training, workdir: Path) -> Settings:
     settings = Settings(experiment, preset, config, workdir, DATA_DIR.value, SEEDS.value)
     on_first(partial(check_run_folder, workdir, settings.identity))
     return settings
+
+
+def _keep_compiled_programs() -> None:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "maxent_aug" / "jax"
+    try:
+        check_writable(cache)
+    except OSError as error:
+        _tell(f"compiled programs are not kept for the next run ({error}; or set XDG_CACHE_HOME)")
+    else:
+        jax.config.update("jax_compilation_cache_dir", str(cache))
 
 
 def run(

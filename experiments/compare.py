@@ -6,7 +6,8 @@ learned, which is trained together with its classifier, as wide as leaves images
 certain; and replayed, a new classifier on what that augmenter did, from its first epoch on. A:B has
 policy A for half of the images and B for the others; flip+learned:B has B for those without an
 affine transform.
-Run it again in the same folder to resume, or to add policies and seeds.
+Run it again in the same folder to resume, or to add policies and seeds: the table has all rows
+that are done there.
 
   python -m experiments.compare --preset=small --seeds=3    5,000 images of CIFAR-10, a small ResNet
   python -m experiments.compare --policies=flip_crop,flip_crop+cutout --seeds=2    all of CIFAR-10
@@ -50,11 +51,12 @@ POLICIES = flags.DEFINE_list(
 def main(settings: cli.Settings) -> None:
     """Trains every policy with every seed, and writes what came out to the run's folder."""
     names = _check(POLICIES.value)
+    others = on_first(partial(_others_begun, settings, names))
     config = settings.config
     train_set, test_set = cli.load_data(config, settings.data_dir)
     examples = cli.chosen_examples(train_set, config)
     classes, bounds = len(train_set.class_names), phases.affine_bounds(config.bounds)
-    policies = {name: _row(name, classes, bounds) for name in names}
+    policies = {name: _row(name, classes, bounds) for name in (*names, *others)}
     rows = phases.comparison(
         config,
         policies,
@@ -62,12 +64,12 @@ def main(settings: cli.Settings) -> None:
         classes,
         examples // config.batch_size,
     )
-    legs = sum(rows.values(), ())
+    legs = sum((rows[name] for name in names), ())
     with cli.open_run(settings, train_set, test_set, legs) as make_run:
         for seed in range(settings.seeds):
             run = make_run(*cli.choose(train_set, test_set, config, seed))
-            for name, row in rows.items():
-                _train(settings, run, name, policies[name], row, seed)
+            for name in names:
+                _train(settings, run, name, policies[name], rows[name], seed)
                 on_first(partial(_write, settings, rows))
         result = on_first(partial(_write, settings, rows))
         on_first(partial(_draw_table, settings.workdir, result))
@@ -79,13 +81,7 @@ def _check(names: Sequence[str]) -> tuple[str, ...]:
     for name in names:
         if len(name) > LONGEST_NAME:
             raise cli.UsageError(f"--policies: {name!r} has more than {LONGEST_NAME} characters")
-        first, colon, others = name.partition(":")
-        parts = first.split("+")
-        trained = [part for part in parts if part in TRAINED]
-        allowed = is_policy(name, TRAINED) and trained in ([], parts[-1:])
-        if colon and allowed:
-            allowed = is_policy(others) and set(trained) <= set(phases.MATCHING)
-        if not allowed:
+        if not _is_row(name):
             raise cli.UsageError(
                 f"--policies: {name!r} is not allowed (of {ALLOWED}; + joins several, "
                 f"one of {', '.join(TRAINED)} as the last at most; : two that do not mix images, "
@@ -96,6 +92,22 @@ def _check(names: Sequence[str]) -> tuple[str, ...]:
             f"--policies={','.join(names)} is not allowed (one or more, once each)"
         )
     return tuple(names)
+
+
+def _is_row(name: str) -> bool:
+    first, colon, others = name.partition(":")
+    parts = first.split("+")
+    trained = [part for part in parts if part in TRAINED]
+    if not is_policy(name, TRAINED) or trained not in ([], parts[-1:]):
+        return False
+    return not colon or (is_policy(others) and set(trained) <= set(phases.MATCHING))
+
+
+def _others_begun(settings: cli.Settings, names: Sequence[str]) -> tuple[str, ...]:
+    """Rows that the run's folder has beside these; the table keeps those that are done."""
+    path = settings.workdir / "metrics.jsonl"
+    found = dict.fromkeys(r["branch"] for r in (metrics.read(path) if path.exists() else []))
+    return tuple(name for name in found if name not in names and _is_row(name))
 
 
 def _row(name: str, num_classes: int, bounds: AffineBounds = WIDE_BOUNDS) -> phases.Row:

@@ -46,9 +46,11 @@ def save_augmenter(
       image_shape: (H, W, C) of the images that it was trained on.
 
     Raises:
-      ValueError: on weights that are not the module's or not finite, or another mean or sd.
+      ValueError: on weights that are not the module's or not finite, or another mean, sd or shape.
     """
     image_shape = tuple(map(int, image_shape))
+    if len(image_shape) != 3 or min(image_shape) < 1:
+        raise ValueError(f"image_shape must be (H, W, C), each 1 or more, got {image_shape}")
     _check(module, params, np.asarray(mean), np.asarray(sd), image_shape)
     options = (field.name for field in fields(module) if field.name not in _OF_FLAX)
     about = {name: getattr(module, name) for name in options}

@@ -1,6 +1,7 @@
 """The three networks: residual classifiers, the spatial-transformer augmenter, the discriminator.
 
-All take images [B, H, W, C] of any size from 4x4 up and any number of channels.
+All take images [B, H, W, C] of any size from 4x4 up and any number of channels, and raise
+ValueError for another number of dimensions.
 """
 
 import math
@@ -27,6 +28,11 @@ from maxent_aug.spatial import (
 fan_out_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 Conv3x3 = partial(nn.Conv, kernel_size=(3, 3), use_bias=False, kernel_init=fan_out_normal)
 Conv1x1 = partial(nn.Conv, kernel_size=(1, 1), use_bias=False, kernel_init=fan_out_normal)
+
+
+def _check_images(images: Array) -> None:
+    if images.ndim != 4:
+        raise ValueError(f"images must be [B, H, W, C], got {images.shape}")
 
 
 class BasicBlock(nn.Module):
@@ -100,6 +106,7 @@ class ResNet(nn.Module):
         (apply with mutable=["batch_stats"]). With with_stages=True the result is (logits, means
         over the pixels after each stage, [B, features] each).
         """
+        _check_images(images)
         norm = partial(
             nn.BatchNorm,
             use_running_average=not train,
@@ -128,6 +135,7 @@ ResNetSmall = partial(ResNet, stage_sizes=(1, 1, 2), width=16)
 
 def _downsample(x: Array, width: int, activation: Callable[[Array], Array]) -> Array:
     """Strided convolutions until the shorter side is at most 4, flattened: [B, features]."""
+    _check_images(x)
     while min(x.shape[1:3]) > 4:
         x = activation(nn.Conv(width, (3, 3), strides=2, kernel_init=fan_out_normal)(x))
         width = min(2 * width, 128)
@@ -341,12 +349,12 @@ class StochasticAugmenter(nn.Module):
             chosen = jax.random.bernoulli(chosen_key, float(self.share), images.shape[:1])
         theta, color = self.draw(self._boxes(images, uncertainty).half_width, draw_key)
         if self.others_shift is None:
-            theta = jnp.where(chosen[:, None, None], theta, jnp.eye(2, 3))
+            theta = jnp.where(chosen[:, None, None], theta, jnp.eye(2, 3, dtype=theta.dtype))
             changed = self._change(images, theta, color)
             color = None if color is None else jnp.where(chosen[:, None], color, 0.0)
             return jnp.where(chosen[:, None, None, None], changed, images), theta, color
         shift = self._shift(images, shift_key, self.others_shift)
-        theta = jnp.where(chosen[:, None, None], theta, shift)
+        theta = jnp.where(chosen[:, None, None], theta, shift.astype(theta.dtype))
         return self._change(images, theta, color), theta, color
 
     def transform(
@@ -364,8 +372,9 @@ class StochasticAugmenter(nn.Module):
         return self._change(images, theta, color), theta, color
 
     def _boxes(self, images: Array, uncertainty: Array | None) -> Box:
+        _check_images(images)
         if uncertainty is None:
-            uncertainty = jnp.full(images.shape[:1], self.uncertainty)
+            uncertainty = jnp.full(images.shape[:1], self.uncertainty, jnp.float32)
         if uncertainty.shape != images.shape[:1]:
             raise ValueError(
                 f"uncertainty must be [B] with B = {len(images)}, got {uncertainty.shape}"
@@ -375,7 +384,7 @@ class StochasticAugmenter(nn.Module):
     def _change(self, images: Array, theta: Array, color: Array | None) -> Array:
         mode, padding_mode = self.interpolation, self.padding_mode
         warped = warp_affine(images, theta, mode=mode, padding_mode=padding_mode)
-        return warped if color is None else adjust_color(warped, color)
+        return warped if color is None else adjust_color(warped, color).astype(images.dtype)
 
     def _shift(self, images: Array, key: Array, most_of_size: float) -> Array:
         """theta [B, 2, 3] of a shift by whole pixels."""

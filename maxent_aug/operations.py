@@ -56,7 +56,7 @@ def apply_operations(
     """
     images = check_images(images, (1, 3))
     operation, magnitude = jnp.asarray(operation), jnp.asarray(magnitude, jnp.float32)
-    shape, last = operation.shape, len(images)
+    shape, last = operation.shape, images.shape[0]
     if not jnp.issubdtype(operation.dtype, jnp.integer):
         raise ValueError(f"operation must be integers, got {operation.dtype}")
     if shape != magnitude.shape or shape not in ((last,), (*shape[:1], last)):
@@ -152,7 +152,7 @@ def _of_drawn_rows(
     function: Callable[..., Array], drew: Array, rows: tuple[Array, ...], otherwise: Array
 ) -> Array:
     """`_where_drawn`, computed of hardly more rows than needed, in a loop over groups of them."""
-    batch = len(drew)
+    batch = drew.shape[0]
     group = -(-batch // _GROUPS)
     drawn = jnp.nonzero(drew, size=_GROUPS * group, fill_value=batch)[0]
     # In `jax.shard_map` what a loop changes must vary over devices from the start, as images do.

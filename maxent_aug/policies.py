@@ -3,8 +3,9 @@
 An image policy is a function `policy(key, images, **options) -> images`, a mixing policy
 `policy(key, images, labels, **options) -> (images, labels)`. key is a `jax.random.key` for the
 whole batch; images are [B, H, W, C], uint8 or float32 in 0..255, and keep their dtype; options are
-set with `functools.partial`. All run under `jit`, where B is a number, and under `jax.shard_map`,
-where each device has its own part of a batch, and a key alike means draws alike.
+set with `functools.partial`. All run under `jit`, and under `jax.shard_map`, where each device has
+its own part of a batch, and a key alike means draws alike. `jax.export` takes a symbolic B, but of
+color_jitter, mixup and cutmix, since JAX shuffles no unknown number.
 """
 
 import math
@@ -126,7 +127,7 @@ def either(first: ImagePolicy, second: ImagePolicy, share: float = 0.5) -> Image
         one, other = (
             _images(policy(jax.random.fold_in(key, i), images)) for i, policy in enumerate(both)
         )
-        chosen = jax.random.bernoulli(jax.random.fold_in(key, 2), share, (len(one), 1, 1, 1))
+        chosen = jax.random.bernoulli(jax.random.fold_in(key, 2), share, (one.shape[0], 1, 1, 1))
         return jnp.where(chosen, other, one)
 
     return drawn
@@ -213,7 +214,7 @@ def random_affine(
         finite numbers, at least 0.
     """
     images = check_images(images)
-    shares = jax.random.uniform(key, (len(images), 6), minval=-1.0)
+    shares = jax.random.uniform(key, (images.shape[0], 6), minval=-1.0)
     theta = bounded_affine(shares, bounds)
     warped = warp_affine(images, theta, mode=interpolation, padding_mode=padding_mode)
     # A cubic passes the extremes of what it is made of.
@@ -244,7 +245,7 @@ def color_jitter(
       ValueError: on other images or numbers.
     """
     images = check_images(images, (1, 3))
-    drawn = draw_color_jitter(key, len(images), (brightness, contrast, saturation))
+    drawn = draw_color_jitter(key, images.shape[0], (brightness, contrast, saturation))
     return apply_operations(images, *drawn)
 
 
@@ -329,10 +330,10 @@ def mixup(
       ValueError: on other images, labels or alpha, or no num_classes for integers.
     """
     images = check_images(images)
-    labels = _probabilities(labels, len(images), num_classes)
+    labels = _probabilities(labels, images.shape[0], num_classes)
     weight_key, partner_key = jax.random.split(key)
-    weight = _mixing_weight(weight_key, len(images), alpha)
-    partner = jax.random.permutation(partner_key, len(images))
+    weight = _mixing_weight(weight_key, images.shape[0], alpha)
+    partner = jax.random.permutation(partner_key, images.shape[0])
     pixels = images.astype(jnp.float32)
     share = weight[:, None, None, None]
     mixed = share * pixels + (1 - share) * _permuted(pixels, partner)
@@ -367,13 +368,13 @@ def cutmix(
       ValueError: on other images, labels or alpha, or no num_classes for integers.
     """
     images = check_images(images)
-    labels = _probabilities(labels, len(images), num_classes)
+    labels = _probabilities(labels, images.shape[0], num_classes)
     weight_key, partner_key, *box_keys = jax.random.split(key, 4)
     height, width = images.shape[1:3]
-    side = jnp.sqrt(1 - _mixing_weight(weight_key, len(images), alpha))
+    side = jnp.sqrt(1 - _mixing_weight(weight_key, images.shape[0], alpha))
     sides = (side * jnp.array([[height], [width]])).astype(jnp.int32)
     box = _box(jnp.stack(box_keys), (height, width), sides)
-    partner = jax.random.permutation(partner_key, len(images))
+    partner = jax.random.permutation(partner_key, images.shape[0])
     mixed = jnp.where(box[..., None], _permuted(images, partner), images)
     return mixed, _mix(labels, partner, 1 - box.mean((1, 2)))
 
@@ -398,7 +399,7 @@ def _probabilities(labels: ArrayLike, batch: int, num_classes: int | None) -> Ar
         if num_classes is None:
             raise ValueError("num_classes is needed for integer labels")
         labels = jax.nn.one_hot(labels, num_classes)
-    fits = labels.ndim == 2 and len(labels) == batch and labels.shape[1] > 1
+    fits = labels.ndim == 2 and labels.shape[0] == batch and labels.shape[1] > 1
     if not fits or num_classes not in (None, labels.shape[1]):
         raise ValueError(
             f"labels must be [B] integers or [B, m] with B = {batch} and m = {num_classes}, "
@@ -533,7 +534,7 @@ def entropy_magnitude(
     images = check_images(images, (1, 3))
     strength = jnp.asarray(strength)
     if strength.shape != images.shape[:1]:
-        raise ValueError(f"strength must be [B] with B = {len(images)}, got {strength.shape}")
+        raise ValueError(f"strength must be [B] with B = {images.shape[0]}, got {strength.shape}")
     level = jnp.clip(strength, 0, 1)
     drawn = divided_like(level, _draw)(key, level, _standard_ranges(images.shape))
     return apply_operations(images, *drawn, fill=fill)

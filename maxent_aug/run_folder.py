@@ -106,17 +106,22 @@ def check_run_folder(workdir: Path, identity: Mapping[str, Any]) -> None:
 
 def _check_unclaimed(workdir: Path) -> None:
     """Raises RunFolderError or OSError unless a run could begin in the folder, there or not."""
-    nearest = next(p for p in (workdir, *workdir.absolute().parents) if p.exists())
-    if not nearest.is_dir():
-        raise NotADirectoryError
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(nearest))
+    check_writable(workdir)
     # Those two are left by a process killed before config.json was whole.
     mine = {".lock", "config.json.tmp"}
     if workdir.exists() and any(p.name not in mine for p in workdir.iterdir()):
         raise RunFolderError(
             f"workdir {workdir} holds other files and no config.json; choose a new or empty one"
         )
+
+
+def check_writable(folder: Path) -> None:
+    """Raises OSError unless files can be written to the folder, there or to be made."""
+    nearest = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    if not nearest.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(nearest))
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(nearest))
 
 
 def _unusable(workdir: Path, error: OSError) -> RunFolderError:

@@ -11,6 +11,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from absl import app, flags
@@ -543,3 +544,14 @@ def test_a_figure_is_written_whole_or_not_at_all(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         cli.save_figure(path, Figure())
     assert not list(path.parent.iterdir())
+
+
+def test_a_cache_that_cannot_be_written_is_named_once_and_not_used(command, monkeypatch, tmp_path):
+    (tmp_path / "cache").write_text("a file")
+    told = []
+    monkeypatch.setattr(jax.config, "update", lambda name, value: told.append(name))
+    code, _, errors, reached = command("--preset=quick", "--cpu_devices=1")
+    assert code == 0 and len(reached) == 1
+    assert errors.count("compiled programs are not kept") == errors.count("\n") == 1
+    assert str(tmp_path / "cache") in errors and "XDG_CACHE_HOME" in errors
+    assert "jax_compilation_cache_dir" not in told

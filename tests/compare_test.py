@@ -88,12 +88,23 @@ def test_rows_can_be_added_and_done_ones_are_not_trained_again(go, tmp_path, mon
     result = go(names=("flip", "cutout"))
     after = metrics.read(tmp_path / "metrics.jsonl")
     assert after[: len(before)] == before
-    assert set(result["table"]) == {"flip", "cutout"}
-    shown = [r["seconds"] for r in after if r["branch"] != "identity"]
-    assert result["seconds"] == pytest.approx(sum(shown))
+    assert set(result["table"]) == {"identity", "flip", "cutout"}
+    assert all("to_identity" in result["table"][name] for name in ("flip", "cutout"))
+    assert result["seconds"] == pytest.approx(sum(r["seconds"] for r in after))
     assert result["tested_on"] == "test images"
     monkeypatch.setattr(train, "train_phase", lambda *_: pytest.fail("trained again"))
-    assert set(go(names=("identity", "cutout", "flip"))["table"]) == {"identity", "cutout", "flip"}
+    assert go(names=("cutout",))["table"] == result["table"]
+
+
+def test_the_table_leaves_out_rows_that_are_not_done_and_branches_that_are_no_rows(go, tmp_path):
+    go(names=("flip",))
+    flip = metrics.read(tmp_path / "metrics.jsonl")
+    begun = [r | {"branch": "cutout"} for r in flip if r["epoch"] == 1]
+    older = [r | {"branch": "flop"} for r in flip]
+    (tmp_path / "metrics.jsonl").write_text(
+        "".join(json.dumps(r) + "\n" for r in (*flip, *begun, *older))
+    )
+    assert set(go(names=("flip",))["table"]) == {"flip"}
 
 
 def test_all_rows_begin_with_the_same_weights_and_updates():

@@ -340,3 +340,35 @@ def test_a_start_outside_of_its_range_is_named(least, start):
 
 def test_stages_may_be_a_list():
     assert hash(models.ResNet(10, stage_sizes=[1, 1])) == hash(models.ResNet(10, (1, 1)))
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        models.ResNetSmall(10),
+        models.Augmenter(),
+        models.StochasticAugmenter(),
+        models.Discriminator(),
+        models.LossPredictor(models.ResNetSmall(10)),
+    ],
+    ids=lambda network: type(network).__name__,
+)
+@pytest.mark.parametrize("shape", [(8, 8, 3), (1, 1, 8, 8, 3)])
+def test_images_without_a_batch_are_refused(network, shape):
+    keys = jax.random.split(jax.random.key(0))
+    rest = keys[1:] if isinstance(network, models.StochasticAugmenter) else ()
+    with pytest.raises(ValueError, match=r"images must be \[B, H, W, C\], got"):
+        network.init(keys[0], jnp.zeros(shape), *rest)
+
+
+@pytest.mark.parametrize("color", [None, ColorBounds()])
+@pytest.mark.parametrize("others_shift", [None, 0.1])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_images_keep_their_dtype_and_theta_is_float32(dtype, others_shift, color):
+    with jax.enable_x64():
+        network = models.StochasticAugmenter(others_shift=others_shift, color=color)
+        images, key = jnp.zeros((2, 8, 8, 3), dtype), jax.random.key(0)
+        weights = network.init(key, images, key)
+        for method in ("augment", "transform"):
+            augmented, theta, *_ = network.apply(weights, images, key, method=method)
+            assert augmented.dtype == dtype and theta.dtype == jnp.float32

@@ -51,6 +51,9 @@ WIDE = STANDARD | {
 UNSIGNED = ("identity", "posterize", "solarize", "autocontrast", "equalize", "invert")
 
 
+EXPORTED = [name for name in IMAGE_POLICIES if name not in ("color_jitter", "entropy_magnitude")]
+
+
 def images_of(shape=SHAPE, seed=0):
     return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
 
@@ -444,3 +447,13 @@ def test_a_fill_is_rounded_and_clipped(fill, level):
 def test_a_column_of_labels_is_no_probabilities(mix):
     with pytest.raises(ValueError, match=r"labels must be"):
         mix(KEY, jnp.zeros((4, 4, 4, 3)), jnp.zeros((4, 1), jnp.int32))
+
+
+@pytest.mark.parametrize("name", EXPORTED)
+def test_exported_for_any_number_of_images_a_policy_does_the_same(name):
+    (batch,) = jax.export.symbolic_shape("batch")
+    images = images_of()
+    shape = jax.ShapeDtypeStruct((batch, *images.shape[1:]), images.dtype)
+    policy = jax.jit(IMAGE_POLICIES[name])
+    program = jax.export.export(policy)(jax.eval_shape(lambda: KEY), shape)
+    np.testing.assert_array_equal(program.call(KEY, images), policy(KEY, images))
