@@ -11,6 +11,7 @@ folder to resume, or to add strategies and seeds.
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from absl import flags
 from jax import Array
 
 from experiments import cli
-from maxent_aug import losses, models, phases, programs, run_folder, steps, train
+from maxent_aug import losses, metrics, models, phases, programs, run_folder, steps, train
 from maxent_aug.config import ACTIVE_LEARNING_PRESETS, ActiveLearning, Labels
 from maxent_aug.data import Dataset
 from maxent_aug.processes import on_first
@@ -64,7 +65,8 @@ def main(settings: cli.Settings) -> None:
                             _ask, config.labels, run, pool, labelled, state, strategy, seed, number
                         )
                         labelled = np.concatenate([labelled, queries.get(number, ask)])
-        result = on_first(partial(_write, settings, every_leg, strategies, sizes))
+        tabulated = {strategy: make_legs(strategy) for strategy in STRATEGIES}
+        result = on_first(partial(_write, settings, tabulated, sizes))
     _print(settings, result)
 
 
@@ -222,35 +224,27 @@ class _Queries:
 
 
 def _write(
-    settings: cli.Settings,
-    legs: Sequence[phases.Phase],
-    strategies: Sequence[str],
-    sizes: Sequence[int],
+    settings: cli.Settings, legs: Mapping[str, Sequence[phases.Phase]], sizes: Sequence[int]
 ) -> dict[str, Any]:
     """Writes what came out to the run's folder: the content of active_learning.json."""
-    result = _result(settings, legs, strategies, sizes)
+    result = _result(settings, legs, sizes)
     run_folder.write_json(settings.workdir / "active_learning.json", result)
     _draw_curves(settings.workdir, result)
     return result
 
 
 def _result(
-    settings: cli.Settings,
-    legs: Sequence[phases.Phase],
-    strategies: Sequence[str],
-    sizes: Sequence[int],
+    settings: cli.Settings, legs: Mapping[str, Sequence[phases.Phase]], sizes: Sequence[int]
 ) -> dict[str, Any]:
-    """The content of active_learning.json."""
-    records = cli.records(settings, legs)
-    accuracy = {
-        (r["branch"], r["seed"]): r["test_accuracy"] for r in records if "test_accuracy" in r
-    }
+    """The content of active_learning.json: the strategies and seeds that are done."""
+    records = cli.records(settings, chain(*legs.values()))
     curves = {}
-    for strategy in strategies:
-        per_seed = [
-            [accuracy[f"{strategy}-{size}", seed] for size in sizes]
-            for seed in range(settings.seeds)
-        ]
+    for strategy, own in legs.items():
+        rounds = [metrics.accuracies(records, leg.branch, leg.kind, leg.epochs) for leg in own]
+        done = sorted(set.intersection(*map(set, rounds)))
+        if not done:
+            continue
+        per_seed = [[accuracy[seed] for accuracy in rounds] for seed in done]
         sd = np.std(per_seed, axis=0, ddof=1).tolist() if len(per_seed) > 1 else None
         curves[strategy] = {
             "mean": np.mean(per_seed, axis=0).tolist(),

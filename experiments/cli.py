@@ -9,6 +9,7 @@ import dataclasses
 import datetime
 import hashlib
 import io
+import json
 import os
 import shlex
 import signal
@@ -271,12 +272,12 @@ def _parse(presets: Mapping[str, Training], argv: list[str]) -> list[str]:
 
 
 def records(settings: Settings, legs: Iterable[Phase]) -> list[Record]:
-    """What the run's folder has of these phases, of the seeds that were asked for."""
+    """What the run's folder has of these phases, of all seeds."""
     path, wanted = settings.workdir / "metrics.jsonl", {(leg.branch, leg.kind) for leg in legs}
     return [
         record
         for record in (read(path) if path.exists() else [])
-        if record["seed"] < settings.seeds and (record["branch"], record["phase"]) in wanted
+        if (record["branch"], record["phase"]) in wanted
     ]
 
 
@@ -288,11 +289,25 @@ def result(settings: Settings, records: Iterable[Record], **content: Any) -> dic
         "preset": settings.preset,
         "command": shlex.join(command),
         "date": datetime.date.today().isoformat(),
+        "data": _data(settings),
         "tested_on": "held-out training images" if settings.config.data.held_out else "test images",
         **content,
         "seconds": sum(record["seconds"] for record in records),
         "config": settings.identity["config"],
         **environment(),
+    }
+
+
+def _data(settings: Settings) -> dict[str, Any]:
+    """Which images, and how many, a seed's classifiers were trained and tested on."""
+    kept = json.loads((settings.workdir / "config.json").read_text(encoding="utf-8"))["dataset"]
+    config = settings.config.data
+    return {
+        "name": config.name,
+        "classes": kept["classes"],
+        "image_shape": kept["image_shape"],
+        "trained_on": config.train_examples or kept["training_images"] - config.held_out,
+        "tested_on": config.held_out or kept["test_images"],
     }
 
 
@@ -323,11 +338,10 @@ def with_more_seeds(settings: Settings) -> str:
     return shlex.join(["python", "-m", f"experiments.{settings.experiment}", *given, seeds])
 
 
-def given_flags(*without: str) -> str:
-    """The flags of this command, as it takes them, but for those whose names begin like that."""
+def given_flags(wanted: Callable[[str], bool]) -> str:
+    """The flags of this command, as it takes them, whose names are wanted."""
     own = flags.FLAGS.get_key_flags_for_module(sys.argv[0])
-    given = [flag for flag in own if flag.present and not flag.name.startswith(without)]
-    return shlex.join(flag.serialize() for flag in given)
+    return shlex.join(flag.serialize() for flag in own if flag.present and wanted(flag.name))
 
 
 def fail(error: BaseException, code: int) -> NoReturn:
@@ -574,13 +588,14 @@ def _check_policies(legs: tuple[Phase, ...], train_set: data.Dataset, batch_size
 
 def _fingerprint(train_set: data.Dataset, test_set: data.Dataset) -> dict[str, Any]:
     """By which other images are told, without reading them all."""
-    labels = hashlib.sha256(train_set.labels.tobytes() + test_set.labels.tobytes())
+    names = json.dumps(train_set.class_names).encode()
+    labels = hashlib.sha256(train_set.labels.tobytes() + test_set.labels.tobytes() + names)
     return {
         "image_shape": list(train_set.images.shape[1:]),
         "classes": len(train_set.class_names),
         "training_images": len(train_set.images),
         "test_images": len(test_set.images),
-        "labels": labels.hexdigest()[:16],
+        "labels": labels.hexdigest()[:16],  # and the classes' names
     }
 
 

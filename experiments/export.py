@@ -28,7 +28,8 @@ def run(arguments: Sequence[str]) -> None:
     except ValueError as error:
         parser.error(str(error))
     except OSError as error:
-        parser.error(f"{error.filename2 or error.filename or options.to}: {error.strerror}")
+        name = str(error.filename2 or error.filename or options.to).removesuffix(".tmp")
+        parser.error(f"{name}: {error.strerror}")
     beside = options.to.with_suffix(".json")
     print(f"{options.to} for {', '.join(about['platforms'])}; what it takes and does: {beside}")
 

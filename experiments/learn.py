@@ -192,9 +192,18 @@ def _print(workdir: Path, result: Mapping[str, Any]) -> None:
     for name, _ in diagnostics.COORDINATES:
         if f"half_width_{name}" in learned:
             print(f"  {name:<16}{learned[f'half_width_{name}']:.2f}")
+    if _unlearned(result):
+        print("all are as they began: to learn, an augmenter needs more epochs or images")
     print(f"\n{duration(result['seconds'])} on {result['device']}")
     print(f"open {workdir / 'report.html'}; apply the augmenter in your own training loop:")
     print(f'  maxent_aug.load_augmenter("{workdir / "augmenter.npz"}")(key, images, uncertainty)')
+
+
+def _unlearned(result: Mapping[str, Any]) -> bool:
+    """Whether no half-width is further than a hundredth from its start."""
+    learned, start = result["collapse"]["learned"], result["config"]["learned"]["start_width"]
+    widths = [value for name, value in learned.items() if name.startswith("half_width_")]
+    return all(abs(width - start) < 0.01 for width in widths)
 
 
 if __name__ == "__main__":

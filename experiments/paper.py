@@ -26,7 +26,9 @@ from maxent_aug.progress import duration
 # Table 1 of the paper. It has one proposed method; see the README for its two readings.
 PAPER_ACCURACY = {"baseline": 0.8736, "printed": 0.8760, "intended": 0.8760}
 PICTURES = 8
-NEXT = {"paper": "full", "cifar10_small": "small", "quick": "quick"}  # preset of experiments.learn
+# Of experiments.learn: the preset that is like one of these, and flags that mean the same there.
+NEXT = {"paper": "full", "cifar10_small": "small", "quick": "quick"}
+SHARED_FLAGS = ("data_dir", "config.data.", "config.batch_size", "cpu_devices", "stream")
 
 
 def main(settings: cli.Settings) -> None:
@@ -107,9 +109,10 @@ def _result(settings: cli.Settings, records: Sequence[metrics.Record]) -> dict[s
 
 
 def _last(records: Sequence[metrics.Record], branch: str, kind: str) -> list[metrics.Record]:
-    """The record of the last epoch of a phase, for each seed."""
-    newest = {r["seed"]: r for r in records if (r["branch"], r["phase"]) == (branch, kind)}
-    return [newest[seed] for seed in sorted(newest)]
+    """The record of the last epoch of a phase, for each seed that has come so far."""
+    own = [r for r in records if (r["branch"], r["phase"]) == (branch, kind)]
+    last = max(r["epoch"] for r in own)
+    return sorted((r for r in own if r["epoch"] == last), key=lambda r: r["seed"])
 
 
 def _figures(
@@ -181,7 +184,8 @@ def _print(settings: cli.Settings, result: dict[str, Any]) -> None:
     print(f"\n{duration(result['seconds'])} on {result['device']}")
     print(f"figures, metrics.jsonl and result.json in {settings.workdir}")
     print(f"open {settings.workdir / 'report.html'}; an augmenter that does not collapse:")
-    print(f"  python -m experiments.learn --preset={NEXT[settings.preset]}")
+    flags = cli.given_flags(lambda name: name.startswith(SHARED_FLAGS))
+    print(f"  python -m experiments.learn --preset={NEXT[settings.preset]} {flags}".rstrip())
 
 
 if __name__ == "__main__":

@@ -120,7 +120,7 @@ def _print(settings: cli.Settings, result: Mapping[str, Any]) -> None:
     without = "config.policy", "config.trials", "config.bounds", "config.data.held_out", "workdir"
     print("the best, on test images:")
     print(f"  python -m experiments.compare --policies={policy} {as_flags(best)}", end=" ")
-    print(cli.given_flags(*without))
+    print(cli.given_flags(lambda name: not name.startswith(without)))
 
 
 if __name__ == "__main__":

@@ -84,7 +84,8 @@ def load(
     image_size: pixels a side of the middle square that each image is scaled to; 0 leaves them as
     they are, all of one size.
     The name `folder` stands for pictures in data_dir, one subfolder a class; test_fraction and
-    split_seed divide them where there is no train and test: see `maxent_aug.pictures.read`.
+    split_seed divide them where there is no train and test: see `maxent_aug.pictures.read`. They
+    come in a random order, always the same: the first are of many classes.
     most_bytes: images of a tfds data set that would take more stay on disk, `StoredImages`; None
     reads all.
     Raises ValueError or FileNotFoundError, or another OSError (full disk) while preparing: one
@@ -93,7 +94,7 @@ def load(
     if image_size < 0:
         raise ValueError(f"image_size must be 0 or more, not {image_size}")
     if name == "folder":
-        return Dataset(*pictures.read(data_dir, split, image_size, test_fraction, split_seed))
+        return _mixed(*pictures.read(data_dir, split, image_size, test_fraction, split_seed))
     from tensorflow_datasets.core import naming
 
     folder = _resolve_data_dir(data_dir)
@@ -111,6 +112,13 @@ def load(
     except PermissionError as error:
         raise ValueError(f"data_dir {folder}: {error.filename} cannot be read") from error
     return _read(name, prepared, split, image_size, most_bytes)
+
+
+def _mixed(images: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...]) -> Dataset:
+    """In a random order, in place: there may be no memory for a copy."""
+    for array in (images, labels[:, None]):  # both by rows, by which the two orders are one
+        np.random.default_rng(0).shuffle(array)
+    return Dataset(images, labels, class_names)
 
 
 def base_name(name: str) -> str:

@@ -267,11 +267,11 @@ def _picture_affine(theta: Array, size: tuple[int, int]) -> Array:
     half = jnp.array([size[1], size[0]], jnp.float32) / 2
     # One unit of x is half a width, one of y half a height: D theta D^-1, shift times D.
     pixels = half[:, None] / jnp.append(half, 1.0)
-    theta = jnp.clip(theta * pixels, -1e6, 1e6)
+    theta = jnp.where(jnp.isfinite(theta), jnp.clip(theta * pixels, -1e6, 1e6), jnp.nan)
     linear = theta[..., :2]
     det = linear[..., 0, 0] * linear[..., 1, 1] - linear[..., 0, 1] * linear[..., 1, 0]
     squares = jnp.sum(jnp.square(linear), axis=(-2, -1))
-    # Written so that a NaN stays one: a broken run must not look like an enlargement.
+    # Written so that a NaN stays one, as infinity became: a broken run is no enlargement.
     singular = (jnp.abs(det) < squares / MOST_CONDITION) | (jnp.abs(det) < MOST_SCALE**-2)
     point = jnp.concatenate([jnp.eye(2) / MOST_SCALE, jnp.zeros((2, 1))], axis=-1)
     return invert_affine(jnp.where(singular[..., None, None], point, theta))
@@ -302,7 +302,7 @@ def _words(part: dict[str, Any], furthest: float) -> list[str]:
         else "",
         f"{scale}x" if scale != "1.00" else "",
         f"{aspect}x {'wider' if part['aspect'] > 1 else 'taller'}" if aspect != "1.00" else "",
-        f"shear {sheared}" if float(sheared) else "",
+        f"shear {_signed(sheared)}" if float(sheared) else "",
         " ".join(shift),
     ]
     return said if any(said) else [f"moved {furthest:.2f} px"]
@@ -317,8 +317,12 @@ def _color_words(
         f"{brighter} sd {'brighter' if brightness > 0 else 'darker'}" if brighter != "0.0" else "",
         f"{contrast}x contrast" if contrast != "1.00" else "",
         f"{saturation}x saturation" if saturation != "1.00" else "",
-        f"hue {turned.replace('-', '−')}°" if turned not in ("+0", "-0") else "",
+        f"hue {_signed(turned)}°" if turned not in ("+0", "-0") else "",
     ]
+
+
+def _signed(number: str) -> str:
+    return number.replace("-", "−")
 
 
 def _number(value: float) -> str:

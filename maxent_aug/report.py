@@ -85,8 +85,9 @@ def write_report(
     Args:
       path: of the HTML file; replaced whole.
       title: heading of the page.
-      result: the content of result.json: experiment, preset, command, date, tested_on, table1,
-        collapse, seconds, config, versions, device. A part that is missing or empty is left out.
+      result: the content of result.json: experiment, preset, command, date, data, tested_on,
+        table1, collapse, seconds, config, versions, device. A part that is missing or empty is left
+        out.
       records: of metrics.jsonl, for the table of phases.
       figures: (PNG as bytes or its path, title, caption) in the order of the page.
     """
@@ -110,6 +111,7 @@ def _lead(result: Mapping[str, Any]) -> str:
         ("Experiment", result.get("experiment")),
         ("Preset", result.get("preset")),
         ("Date", result.get("date")),
+        ("Images", _images(result["data"]) if result.get("data") else None),
         ("Took", duration(result["seconds"]) if result.get("seconds") is not None else None),
         ("Hardware", result.get("device")),
     ]
@@ -121,6 +123,14 @@ def _lead(result: Mapping[str, Any]) -> str:
     words = " ".join(f"<span>{escape(word)}</span>" for word in str(command).split(" "))
     again = f"<p>To run it again:</p><pre><code>{words}</code></pre>" if command else ""
     return f'<dl class="facts">{items}</dl>{again}'
+
+
+def _images(data: Mapping[str, Any]) -> str:
+    shape = "x".join(map(str, data["image_shape"]))
+    return (
+        f"{data['name']}, {data['classes']} classes, {shape}: {data['trained_on']:,} trained on, "
+        f"{data['tested_on']:,} tested on"
+    )
 
 
 def _table1(table: Mapping[str, Mapping[str, Any]], tested_on: str) -> str:

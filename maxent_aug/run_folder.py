@@ -98,9 +98,14 @@ def check_run_folder(workdir: Path, identity: Mapping[str, Any]) -> None:
                 "another workdir"
             )
         if found[name] != wanted[name]:
+            values = (
+                ",".join(map(str, value)) if isinstance(value, list) else value
+                for value in (found[name], wanted[name])
+            )
             raise RunFolderError(
-                f"workdir {workdir} holds a run with {name}={found[name]}, this one has "
-                f"{wanted[name]}; choose another workdir, or the same value to resume"
+                f"workdir {workdir} holds a run with {name}={next(values)}, this one has "
+                f"{next(values)}; choose another workdir, or the same "
+                f"{'images' if name.startswith('dataset.') else 'value'} to resume"
             )
 
 
@@ -121,7 +126,8 @@ def check_writable(folder: Path) -> None:
     if not nearest.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(nearest))
     if not os.access(nearest, os.W_OK | os.X_OK):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(nearest))
+        code = errno.EROFS if os.statvfs(nearest).f_flag & os.ST_RDONLY else errno.EACCES
+        raise OSError(code, os.strerror(code), str(nearest))
 
 
 def _unusable(workdir: Path, error: OSError) -> RunFolderError:

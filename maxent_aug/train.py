@@ -406,7 +406,8 @@ def _evaluation_record(run: Run, phase: Phase, state: steps.State) -> dict[str, 
 
 
 def _show(run: Run, phase: Phase, where: dict[str, Any], record: dict, rate: float) -> None:
-    names = {"test_accuracy": "test", "train_accuracy": "train", "train_loss": "loss"}
+    tested = "held-out" if run.config.data.held_out else "test"
+    names = {"test_accuracy": tested, "train_accuracy": "train", "train_loss": "loss"}
     if phase.kind == "joint":
         names |= {"train_half_width": "half-width"}
     elif phase.kind == "augment":

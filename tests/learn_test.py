@@ -43,11 +43,14 @@ def test_a_run_leaves_what_it_promises_and_a_stopped_one_the_same(
     legs = phases.learning(CONFIG, programs.unchanged, (8, 8, 1), 10, 3)
     monkeypatch.setattr(phases, "learning", lambda *_: legs)  # compiled once
     whole = go(tmp_path / "whole", seeds=2)
-    assert "load_augmenter" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "load_augmenter" in shown
+    assert ("as they began" in shown) == learn._unlearned(whole)
     for name in ("versions", "half_widths", "accuracy"):
         assert (tmp_path / "whole" / "figures" / f"{name}.png").stat().st_size > 10_000
     page = (tmp_path / "whole" / "report.html").read_text()
     assert "half-width of the box" in page and "paper" not in page
+    assert "10 classes, 8x8x1: 48 trained on, 25 tested on" in page
     assert len(whole["table1"]["learned"]["per_seed"]) == 2
 
     real, stops = train._train_epoch, ["joint", "finetune"]
@@ -65,6 +68,7 @@ def test_a_run_leaves_what_it_promises_and_a_stopped_one_the_same(
     resumed = go(tmp_path / "stopped", seeds=2)
     assert resumed["table1"] == whole["table1"]
     assert resumed["collapse"] == whole["collapse"]
+    assert go(tmp_path / "stopped")["table1"] == whole["table1"]  # what is there stays
     for name in ("augmenter.npz", "augmenter-seed1.npz"):
         files = [np.load(tmp_path / run / name) for run in ("whole", "stopped")]
         assert files[0].files == files[1].files
@@ -79,6 +83,16 @@ def test_a_run_leaves_what_it_promises_and_a_stopped_one_the_same(
     )
     assert augmented.shape == images.shape and augmented.dtype == np.uint8
     assert np.all(np.abs(theta - np.eye(2, 3)).max((1, 2)) > 1e-4)  # share is 1
+
+
+def test_boxes_that_are_as_they_began_are_no_result():
+    began = {
+        "collapse": {"learned": {"half_width_tx": 0.5, "half_width_ty": 0.505, "scale": 2.0}},
+        "config": {"learned": {"start_width": 0.5}},
+    }
+    assert learn._unlearned(began)
+    began["collapse"]["learned"]["half_width_ty"] = 0.52
+    assert not learn._unlearned(began)
 
 
 def test_unasked_bounds_are_those_of_the_library():

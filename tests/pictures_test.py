@@ -41,8 +41,13 @@ def fill(folder, classes=("cat", "dog"), examples=4, suffix=".png", channels=3, 
     return folder
 
 
+def read(split, folder, **options):
+    """A split in the order of its files' names."""
+    return data.Dataset(*pictures.read(folder, split, **options))
+
+
 def both(folder, **options):
-    return [data.load("folder", split, folder, **options) for split in ("train", "test")]
+    return [read(split, folder, **options) for split in ("train", "test")]
 
 
 def state(folder):
@@ -100,9 +105,18 @@ def test_train_and_test_folders_as_in_tfds_image_folder(tmp_path):
         np.testing.assert_array_equal(loaded.images, decoded)
 
 
+def test_a_data_set_has_the_classes_mixed_and_each_with_its_pictures(tmp_path):
+    fill(tmp_path, ("a", "b", "c"), examples=20)
+    for split in ("train", "test"):
+        mixed, again = (data.load("folder", split, tmp_path) for _ in range(2))
+        assert sorted(keys(mixed)) == sorted(keys(read(split, tmp_path)))
+        assert keys(mixed) == keys(again)
+        assert set(mixed.labels[:8]) == {0, 1, 2}
+
+
 def test_other_files_are_ignored(tmp_path):
     fill(tmp_path)
-    expected = data.load("folder", "train", tmp_path)
+    expected = read("train", tmp_path)
     (tmp_path / "cat" / ".hidden.png").write_bytes(b"x")
     (tmp_path / "cat" / "notes.txt").write_bytes(b"x")
     (tmp_path / "cat" / "clip.gif").write_bytes(b"x")
@@ -110,7 +124,7 @@ def test_other_files_are_ignored(tmp_path):
     (tmp_path / ".git" / "x").mkdir(parents=True)
     save(tmp_path / "beside.png", noise())
     (tmp_path / "README").write_text("x")
-    found = data.load("folder", "train", tmp_path)
+    found = read("train", tmp_path)
     assert found.class_names == expected.class_names
     np.testing.assert_array_equal(found.images, expected.images)
 
@@ -143,7 +157,7 @@ def test_a_folder_without_splits_is_divided_within_each_class(tmp_path, fraction
     np.testing.assert_array_equal(np.bincount(train.labels), np.subtract((3, 10, 30), expected))
     assert not set(keys(train)) & set(keys(test))
     assert len({*keys(train), *keys(test)}) == 43
-    other = data.load("folder", "test", tmp_path / "all", test_fraction=fraction, split_seed=1)
+    other = read("test", tmp_path / "all", test_fraction=fraction, split_seed=1)
     np.testing.assert_array_equal(np.bincount(other.labels), expected)
     assert keys(other) != keys(test)
 
@@ -233,7 +247,7 @@ def test_every_kind_of_picture(tmp_path, name):
         write(tmp_path / "test" / label / name, content)
     if expected is None:
         expected = np.asarray(Image.open(path).convert("L" if channels == 1 else "RGB"))
-    train = data.load("folder", "train", tmp_path)
+    train = read("train", tmp_path)
     assert train.images.shape == (2, HEIGHT, WIDTH, channels)
     expected = np.asarray(expected, float).reshape(HEIGHT, WIDTH, channels)
     tolerance = 1 if "alpha" in name else 0
@@ -245,7 +259,7 @@ def test_all_kinds_together_are_colour(tmp_path, capfd):
         for name, (content, _) in CASES.items():
             write(tmp_path / split / "a" / name, content)
             write(tmp_path / split / "b" / name, content)
-    images = data.load("folder", "train", tmp_path).images
+    images = read("train", tmp_path).images
     assert images.shape == (2 * len(CASES), HEIGHT, WIDTH, 3)
     deep = images[sorted(CASES).index("grey_16.png")]
     np.testing.assert_array_equal(deep, np.dstack([GREY] * 3))
@@ -259,7 +273,7 @@ def test_palette_with_a_transparent_colour(tmp_path):
             path = tmp_path / name / f"{number}.png"
             path.parent.mkdir(exist_ok=True)
             PALETTE.save(path, transparency=index)
-    image = data.load("folder", "train", tmp_path).images[0]
+    image = read("train", tmp_path).images[0]
     transparent = np.asarray(PALETTE) == index
     np.testing.assert_array_equal(image[transparent], np.full((transparent.sum(), 3), 255))
     expected = np.asarray(PALETTE.convert("RGB"))
@@ -326,12 +340,12 @@ def test_the_middle_square_is_scaled_antialiased(tmp_path, height, width):
     top, left = (height - 40) // 2, (width - 40) // 2
     pixels, box = noise(height, width, seed=3), (left, top, left + 40, top + 40)
     square = pixels[top : top + 40, left : left + 40]
-    image = data.load("folder", "train", tmp_path, image_size=10).images[0]
+    image = read("train", tmp_path, image_size=10).images[0]
     expected = Image.fromarray(pixels).resize((10, 10), Image.Resampling.BICUBIC, box)
     np.testing.assert_array_equal(image, np.asarray(expected))
     # Antialiased: of noise little is left, where a sample of every fourth pixel keeps all of it.
     assert image.std() < 0.5 * square.std()
-    whole = data.load("folder", "train", tmp_path, image_size=40).images[0]
+    whole = read("train", tmp_path, image_size=40).images[0]
     np.testing.assert_array_equal(whole, square)
 
 
@@ -341,7 +355,7 @@ def test_large_jpegs_are_read_fast_and_nearly_as_well(tmp_path):
         for number in range(2):
             path = save(tmp_path / name / f"{number}.jpg", np.asarray(smooth))
     for size, tolerance in ((32, 1), (100, 3)):
-        image = data.load("folder", "train", tmp_path, image_size=size).images[0]
+        image = read("train", tmp_path, image_size=size).images[0]
         whole = Image.open(path).resize((size, size), Image.Resampling.BICUBIC)
         difference = np.abs(image - np.asarray(whole, float)).mean()
         assert 0 < difference < tolerance
@@ -353,7 +367,7 @@ def test_what_does_not_fit_into_memory_is_refused_at_once(tmp_path, monkeypatch)
     assert "16 images of 1000000000000x1000000000000x3 need" in message
     assert "GiB" in message
     monkeypatch.setattr(pictures, "memory", lambda: 16 * HEIGHT * WIDTH * 3)
-    assert len(data.load("folder", "train", tmp_path).images) == 16
+    assert len(read("train", tmp_path).images) == 16
     monkeypatch.setattr(pictures, "memory", lambda: 16 * HEIGHT * WIDTH * 3 - 1)
     assert "16 images of 6x4x3 need" in load_error(tmp_path)
 
@@ -361,7 +375,7 @@ def test_what_does_not_fit_into_memory_is_refused_at_once(tmp_path, monkeypatch)
 def test_memory_is_bounded(tmp_path):
     fill(tmp_path, examples=50, height=64, width=64)
     tracemalloc.start()
-    images = data.load("folder", "train", tmp_path).images
+    images = read("train", tmp_path).images
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 1.3 * images.nbytes
@@ -389,9 +403,9 @@ def damaged(path, how):
 def test_a_picture_that_does_not_decode_is_named_and_skipped(tmp_path, capfd, suffix, how):
     fill(tmp_path / "train", suffix=suffix, height=64, width=64)
     fill(tmp_path / "test", suffix=suffix, height=64, width=64)
-    whole = data.load("folder", "train", tmp_path)
+    whole = read("train", tmp_path)
     damaged(tmp_path / "train" / "cat" / f"2{suffix}", how)
-    left = data.load("folder", "train", tmp_path)
+    left = read("train", tmp_path)
     keep = np.arange(8) != 2
     np.testing.assert_array_equal(left.images, whole.images[keep])
     np.testing.assert_array_equal(left.labels, whole.labels[keep])
@@ -408,9 +422,9 @@ def test_damaged_metadata_of_webp_are_damage(tmp_path, capfd):
     for split in ("train", "test"):
         fill(tmp_path / split, suffix=".webp")
     path = save(tmp_path / "train" / "cat" / "2.webp", noise(WIDTH, HEIGHT), exif=exif)
-    assert len(data.load("folder", "train", tmp_path).images) == 8
+    assert len(read("train", tmp_path).images) == 8
     path.write_bytes(path.read_bytes().replace(b"MM\0*", b"XX\0*"))
-    assert len(data.load("folder", "train", tmp_path).images) == 7
+    assert len(read("train", tmp_path).images) == 7
     assert "cat/2.webp (not a TIFF file" in capfd.readouterr().err
 
 
@@ -418,7 +432,7 @@ def test_one_line_for_many(tmp_path, capfd):
     fill(tmp_path, examples=20)
     for index in range(10):
         damaged(tmp_path / "cat" / f"{index}.png", "half")
-    assert len(data.load("folder", "train", tmp_path, split_seed=4).images) < 32
+    assert len(read("train", tmp_path, split_seed=4).images) < 32
     errors = capfd.readouterr().err
     assert errors.count("\n") == 1
     assert errors.count(".png") == 3
@@ -441,7 +455,7 @@ def test_bombs_are_refused(tmp_path, monkeypatch, capfd):
     for name, (height, width) in (("cat", (11, 10)), ("dog", (30, 30))):  # over once, over twice
         save(tmp_path / "train" / name / "0.png", noise(height, width))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    assert len(data.load("folder", "train", tmp_path).images) == 6
+    assert len(read("train", tmp_path).images) == 6
     assert capfd.readouterr().err.count("(more than 100 pixels)") == 2
 
 
@@ -450,7 +464,7 @@ def test_only_three_formats_are_ever_opened(tmp_path, capfd):
     fill(tmp_path / "test")
     Image.fromarray(noise()).save(tmp_path / "train" / "cat" / "1.png", "TIFF")
     Image.fromarray(noise()).save(tmp_path / "train" / "cat" / "2.png", "WEBP")
-    assert len(data.load("folder", "train", tmp_path).images) == 7
+    assert len(read("train", tmp_path).images) == 7
     assert "cat/1.png (not a PNG, JPEG or WebP file)" in capfd.readouterr().err
 
 
@@ -485,7 +499,7 @@ def test_what_is_no_file(tmp_path, capfd):
     fill(tmp_path / "test")
     os.mkfifo(tmp_path / "train" / "cat" / "pipe.png")
     (tmp_path / "train" / "cat" / "gone.png").symlink_to(tmp_path / "nowhere.png")
-    assert len(data.load("folder", "train", tmp_path).images) == 8
+    assert len(read("train", tmp_path).images) == 8
     errors = capfd.readouterr().err
     assert "gone.png (not a file" in errors
     assert "pipe.png (not a file" in errors
@@ -589,7 +603,7 @@ def test_folders_without_permission(tmp_path, monkeypatch, below):
     with monkeypatch.context() as patch:
         refuse(patch, "scandir", tmp_path / below)
         with pytest.raises(ValueError, match=f"{tmp_path / below} cannot be read: change its perm"):
-            data.load("folder", "train", tmp_path)
+            read("train", tmp_path)
 
 
 def test_files_without_permission_and_broken_disks_stop_the_run(tmp_path, monkeypatch):
