@@ -614,6 +614,7 @@ def run(arguments: Sequence[str]) -> None:
     parser.add_argument("--batch", type=_positive, help="images a call, instead of the cases' own")
     parser.add_argument("--only", default="", help="a part of the names of the wanted cases")
     options = parser.parse_args(arguments, argparse.Namespace(arguments=arguments))
+    cli.catch_interrupts()
     try:
         cli.start_devices()
         main(options)

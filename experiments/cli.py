@@ -14,6 +14,7 @@ import os
 import shlex
 import signal
 import sys
+import tempfile
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -355,6 +356,12 @@ def _tell(line: str) -> None:
         print(line, file=sys.stderr)
 
 
+def catch_interrupts() -> None:
+    """From here on Ctrl-C is a KeyboardInterrupt again, unless it is ignored."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def _drop_output() -> None:
     """What is left of the output goes nowhere: its reader has gone, and Python tries at its end."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -647,6 +654,7 @@ def _keep_compiled_programs() -> None:
         check_writable(cache)
     except OSError as error:
         _tell(f"compiled programs are not kept for the next run ({error}; or set XDG_CACHE_HOME)")
+        os.environ.setdefault("MPLCONFIGDIR", str(Path(tempfile.gettempdir()) / "matplotlib"))
     else:
         jax.config.update("jax_compilation_cache_dir", str(cache))
 
@@ -673,6 +681,7 @@ def run(
             _join_processes()
             main(_settings(experiment, _configure(presets[preset]), workdir))
 
+    catch_interrupts()
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by what started this
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115

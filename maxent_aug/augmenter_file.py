@@ -46,8 +46,11 @@ def save_augmenter(
       image_shape: (H, W, C) of the images that it was trained on.
 
     Raises:
-      ValueError: on weights that are not the module's or not finite, or another mean, sd or shape.
+      ValueError: on another network, weights that are not its own or not finite, or another mean,
+        sd or shape.
     """
+    if not isinstance(module, StochasticAugmenter):
+        raise ValueError(f"module must be a StochasticAugmenter, got {type(module).__name__}")
     image_shape = tuple(map(int, image_shape))
     if len(image_shape) != 3 or min(image_shape) < 1:
         raise ValueError(f"image_shape must be (H, W, C), each 1 or more, got {image_shape}")
@@ -81,11 +84,12 @@ def load_augmenter(
       with_color: whether to return these changes, too.
 
     Returns:
-      A jitted function (key, images, uncertainty=None) -> (images, theta): key is a typed random
+      A compiled function (key, images, uncertainty=None) -> (images, theta): key is a typed random
       key; images are [B, H, W, C], uint8 or float32 in 0..255, and keep their dtype; uncertainty is
-      [B], H / log2 m of your own classifier on these images, by default that which images never
-      seen had at the end of the training; theta is [B, 2, 3]. It raises ValueError for images of
-      another shape than it was trained on, and for uncertainties of another shape than [B].
+      [B] in [0, 1], H / log2 m of your own classifier on these images, by default that which images
+      never seen had at the end of the training; theta is [B, 2, 3]. It raises ValueError for images
+      of another shape than it was trained on, for uncertainties of another shape than [B] and,
+      where it is called with numbers and not traced, for uncertainties outside of [0, 1].
       With with_color it returns (images, theta, color), color [B, 4] as `adjust_color` takes it, of
       normalised images, or None if the augmenter leaves colours as they are.
 
@@ -100,7 +104,7 @@ def load_augmenter(
         loaded = loaded._replace(module=loaded.module.clone(share=share))
 
     @jax.jit
-    def augment(
+    def compiled(
         key: Array, images: ArrayLike, uncertainty: ArrayLike | None = None
     ) -> tuple[Any, ...]:
         images = jnp.asarray(images)
@@ -119,7 +123,27 @@ def load_augmenter(
         augmented, theta, color = loaded.apply(key, images, uncertainty)
         return (augmented, theta, color) if with_color else (augmented, theta)
 
+    def augment(
+        key: Array, images: ArrayLike, uncertainty: ArrayLike | None = None
+    ) -> tuple[Any, ...]:
+        _check_uncertainty(uncertainty)
+        return compiled(key, images, uncertainty)
+
     return augment
+
+
+def _check_uncertainty(uncertainty: ArrayLike | None) -> None:
+    """Raises ValueError if it has numbers that are known and outside of [0, 1]."""
+    traced = isinstance(uncertainty, jax.core.Tracer)
+    if uncertainty is None or traced or not getattr(uncertainty, "is_fully_addressable", True):
+        return
+    values = np.asarray(uncertainty)
+    wrong = values[~((values >= 0) & (values <= 1 + 1e-3))]
+    if wrong.size:
+        raise ValueError(
+            f"uncertainty must be within [0, 1], H / log2 m (`maxent_aug.uncertainty`), got "
+            f"{wrong.flat[0]:.3g}"
+        )
 
 
 def export_augmenter(path: str | Path, to: str | Path) -> dict[str, Any]:
@@ -271,8 +295,8 @@ def _check(
 ) -> None:
     """Raises ValueError unless the weights are those of the network, and all numbers sound."""
     for name, value in (("mean", mean), ("sd", sd)):
-        if value.shape not in ((), (1,), shape[-1:]):
-            raise ValueError(f"{name} must be [{shape[-1]}], one number a channel")
+        if value.shape not in ((), (1,), shape[-1:]) or value.dtype.kind not in "fiu":
+            raise ValueError(f"{name} must be [{shape[-1]}], one number a channel, got {value}")
     finite = all(np.isfinite(x).all() for x in jax.tree.leaves((params, mean, sd)))
     if not finite or (sd <= 0).any():
         raise ValueError("weights, mean and sd must be finite, sd above 0")
@@ -281,4 +305,4 @@ def _check(
     wanted = jax.eval_shape(module.init, key, image, key)["params"]
     shapes = [jax.tree.map(lambda x: (x.shape, str(x.dtype)), tree) for tree in (wanted, params)]
     if shapes[0] != shapes[1]:
-        raise ValueError("other weights")
+        raise ValueError('params must be the network\'s own, float32: variables["params"]')

@@ -78,6 +78,7 @@ def test_rounds_and_a_run_that_was_stopped(go, tmp_path, monkeypatch, capsys):
         with pytest.raises(train.Interrupted):
             go(tmp_path / "stopped")
     assert go(tmp_path / "stopped")["curves"] == whole["curves"]
+    assert go(tmp_path / "stopped", strategies=["entropy"])["curves"] == whole["curves"]
 
 
 def test_scores():

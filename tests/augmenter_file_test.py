@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from experiments import export
-from maxent_aug import ColorBounds, StochasticAugmenter, load_augmenter, save_augmenter
+from maxent_aug import Augmenter, ColorBounds, StochasticAugmenter, load_augmenter, save_augmenter
 from maxent_aug.augmenter_file import export_augmenter
 from maxent_aug.spatial import AffineBounds
 from maxent_aug.steps import denormalize, normalize
@@ -76,6 +76,11 @@ def test_a_loaded_augmenter_takes_uncertainties(trained, path):
     np.testing.assert_allclose(augment(KEY, images)[1], assumed, atol=1e-6)
     with pytest.raises(ValueError, match=r"uncertainty must be \[6\], one number an image"):
         augment(KEY, images, uncertainty[:5])
+    for wrong, got in ((3.2, "3.2"), (-0.1, "-0.1"), (np.nan, "nan")):  # bits, perhaps
+        with pytest.raises(ValueError, match=rf"uncertainty must be within \[0, 1\].* got {got}"):
+            augment(KEY, images, np.append(uncertainty[:5], wrong))
+    traced = jax.jit(augment)(KEY, images, uncertainty)
+    chex.assert_trees_all_equal(traced, augment(KEY, images, uncertainty))
 
 
 def test_colours_are_kept(tmp_path):
@@ -111,12 +116,18 @@ def test_colours_are_kept(tmp_path):
         ({"sd": np.ones((3, 1))}, "sd must be"),
         ({"mean": MEAN * np.nan}, "must be finite"),
         ({"sd": SD * 0}, "sd above 0"),
+        ({"mean": None}, "mean must be"),
+        ({"image_shape": (8, 10)}, r"image_shape must be \(H, W, C\), .* got \(8, 10\)"),
+        ({"image_shape": (2, 8, 10, 3)}, "image_shape must be"),
+        ({"module": Augmenter()}, "module must be a StochasticAugmenter, got Augmenter"),
+        ({"params": {}}, "params must be the network's own"),
     ],
 )
 def test_numbers_that_are_not_sound_are_refused(trained, tmp_path, wrong, words):
     about = {"mean": MEAN, "sd": SD, "image_shape": SHAPE}
+    given = dict(zip(("module", "params"), trained, strict=True)) | about
     with pytest.raises(ValueError, match=words):
-        save_augmenter(tmp_path / "augmenter.npz", *trained, **about | wrong)
+        save_augmenter(tmp_path / "augmenter.npz", **given | wrong)
     assert not list(tmp_path.iterdir())
 
 

@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from functools import partial
@@ -555,3 +556,12 @@ def test_a_cache_that_cannot_be_written_is_named_once_and_not_used(command, monk
     assert errors.count("compiled programs are not kept") == errors.count("\n") == 1
     assert str(tmp_path / "cache") in errors and "XDG_CACHE_HOME" in errors
     assert "jax_compilation_cache_dir" not in told
+
+
+@pytest.mark.parametrize("name", ["paper", "benchmark", "export"])
+def test_ctrl_c_while_modules_are_imported_leaves_no_traceback(tmp_path, name):
+    (tmp_path / "jax.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    command = [sys.executable, "-m", f"experiments.{name}", "--help"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, b"", b"")
