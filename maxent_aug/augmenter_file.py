@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 from jax import Array, export
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from maxent_aug.color import ColorBounds
@@ -134,7 +135,7 @@ def load_augmenter(
 
 def _check_uncertainty(uncertainty: ArrayLike | None) -> None:
     """Raises ValueError if it has numbers that are known and outside of [0, 1]."""
-    traced = isinstance(uncertainty, jax.core.Tracer)
+    traced = isinstance(uncertainty, Tracer)
     if uncertainty is None or traced or not getattr(uncertainty, "is_fully_addressable", True):
         return
     values = np.asarray(uncertainty)

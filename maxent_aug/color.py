@@ -1,5 +1,6 @@
 """Changes of colour, differentiable in how large they are: what `spatial` is for position."""
 
+import math
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -60,7 +61,7 @@ def adjust_color(images: ArrayLike, color: ArrayLike) -> Array:
     middle = grey.mean((-3, -2), keepdims=True)
     chroma = images - grey
     red, green, blue = jnp.split(chroma, 3, -1)
-    quarter = jnp.concatenate([green - blue, blue - red, red - green], -1) / np.sqrt(3)
+    quarter = jnp.concatenate([green - blue, blue - red, red - green], -1) / math.sqrt(3)
     turned = chroma * jnp.cos(hue) + quarter * jnp.sin(hue)
     contrasted = jnp.exp(log_contrast) * (grey - middle)
     return brightness + middle + contrasted + jnp.exp(log_saturation) * turned

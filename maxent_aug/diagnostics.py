@@ -113,7 +113,7 @@ def describe(theta: Array, size: tuple[int, int], color: ArrayLike | None = None
     """
     if np.ndim(theta) != 3:
         raise ValueError(f"theta has shape {np.shape(theta)}; describe takes [N, 2, 3]")
-    parts, moved = jax.device_get(_seen(theta, tuple(size)))
+    parts, moved = jax.device_get(_seen(jnp.asarray(theta), check_size(size)))
     said = [_words({k: v[i] for k, v in parts.items()}, moved[i]) for i in range(len(moved))]
     if color is not None:
         if np.shape(color) != (len(said), 4):
@@ -142,7 +142,13 @@ def per_image(
         shift_px: length of the shift;
         entropy_before, entropy_after: bits;
         outside_frame: share of the sampling grid outside the image, in [0, 1].
+
+    Raises:
+      ValueError: on other shapes, or different numbers of images.
     """
+    counts = [each.shape[0] for each in (theta, logits_before, logits_after)]
+    if len(set(counts)) > 1:
+        raise ValueError(f"theta and logits must be of the same images, got {counts} of them")
     picture = picture_transform(theta, size)
 
     def outside_frame(theta: Array) -> Array:
@@ -217,6 +223,7 @@ def boxes(half_width: Array) -> dict[str, Array]:
     Raises:
       ValueError: on another shape.
     """
+    half_width = jnp.asarray(half_width)
     if half_width.ndim != 2 or half_width.shape[1] not in (6, 10):
         raise ValueError(f"half_width must be [N, 6] or [N, 10], got {half_width.shape}")
     means = half_width.mean(0)
@@ -255,7 +262,8 @@ def collapse(
     theta: Array, size: tuple[int, int], logits_before: Array, logits_after: Array
 ) -> dict[str, Array]:
     """`summarise(per_image(...))`: whether the augmenter has collapsed, a flat dict of scalars."""
-    return summarise(per_image(theta, tuple(size), logits_before, logits_after))
+    theta, *logits = map(jnp.asarray, (theta, logits_before, logits_after))
+    return summarise(per_image(theta, check_size(size), *logits))
 
 
 def _picture_affine(theta: Array, size: tuple[int, int]) -> Array:

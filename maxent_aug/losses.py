@@ -112,7 +112,7 @@ def discriminator_loss(real_logits: ArrayLike, fake_logits: ArrayLike) -> Array:
     return -(jax.nn.log_sigmoid(real) + jax.nn.log_sigmoid(-fake))
 
 
-def generator_loss(fake_logits: Array, *, saturating: bool = True) -> Array:
+def generator_loss(fake_logits: ArrayLike, *, saturating: bool = True) -> Array:
     """The augmenter's side of the game, to be minimised.
 
     Args:
@@ -123,9 +123,8 @@ def generator_loss(fake_logits: Array, *, saturating: bool = True) -> Array:
     Returns:
       [...] nats.
     """
-    if saturating:
-        return jax.nn.log_sigmoid(-fake_logits)
-    return -jax.nn.log_sigmoid(fake_logits)
+    fake = jnp.asarray(fake_logits)
+    return jax.nn.log_sigmoid(-fake) if saturating else -jax.nn.log_sigmoid(fake)
 
 
 def cross_entropy(logits: ArrayLike, labels: ArrayLike) -> Array:

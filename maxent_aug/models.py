@@ -139,7 +139,7 @@ def _downsample(x: Array, width: int, activation: Callable[[Array], Array]) -> A
     while min(x.shape[1:3]) > 4:
         x = activation(nn.Conv(width, (3, 3), strides=2, kernel_init=fan_out_normal)(x))
         width = min(2 * width, 128)
-    return x.reshape(x.shape[0], -1)
+    return x.reshape(x.shape[0], math.prod(x.shape[1:]))
 
 
 START_WIDTH = 0.1  # of the noise of a new stochastic `Augmenter`
@@ -292,7 +292,7 @@ class StochasticAugmenter(nn.Module):
         self.output_layer = nn.Dense(outputs, kernel_init=zeros, bias_init=bias)
         if self.is_initializing():  # what `matching_step` remembers
             for name in ("augmented", "unseen", "half_width"):
-                self.variable("batch_stats", name, jnp.zeros, ())
+                self.variable("batch_stats", name, jnp.zeros, (), jnp.float32)
 
     def box(self, uncertainty: Array) -> Box:
         """The box of an image of each uncertainty [B]."""
@@ -318,6 +318,7 @@ class StochasticAugmenter(nn.Module):
 
         The first `number` of each of so many equal groups. Groups are 8, if that divides the
         images, so that up to 8 devices have equal parts, and need not send images to each other.
+        So of a small batch the share is a rounded one, by up to half an image a group.
         """
         groups = math.gcd(count, 8) if self.share * count >= 8 else 1
         return groups, max(1, round(self.share * count / groups))

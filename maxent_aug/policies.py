@@ -395,15 +395,17 @@ def _permuted(batch: Array, order: Array) -> Array:
 
 def _probabilities(labels: ArrayLike, batch: int, num_classes: int | None) -> Array:
     labels = jnp.asarray(labels)
-    if labels.ndim == 1 and jnp.issubdtype(labels.dtype, jnp.integer):
+    if num_classes is not None and not (isinstance(num_classes, Integral) and num_classes > 1):
+        raise ValueError(f"num_classes must be a whole number, at least 2, got {num_classes}")
+    if labels.shape == (batch,) and jnp.issubdtype(labels.dtype, jnp.integer):
         if num_classes is None:
             raise ValueError("num_classes is needed for integer labels")
-        labels = jax.nn.one_hot(labels, num_classes)
-    fits = labels.ndim == 2 and labels.shape[0] == batch and labels.shape[1] > 1
-    if not fits or num_classes not in (None, labels.shape[1]):
+        return jax.nn.one_hot(labels, num_classes, dtype=jnp.float32)
+    of_all = labels.ndim == 2 and labels.shape[0] == batch and labels.shape[1] > 1
+    if not of_all or num_classes not in (None, labels.shape[1]):
         raise ValueError(
-            f"labels must be [B] integers or [B, m] with B = {batch} and m = {num_classes}, "
-            f"got {labels.dtype} {labels.shape}"
+            f"labels must be [B] integers or [B, m] with B = {batch} and m = "
+            f"{num_classes or '2 or more'}, got {labels.dtype} {labels.shape}"
         )
     return labels.astype(jnp.float32)
 
@@ -439,8 +441,10 @@ def draw_rand_augment(
     key: Array, shape: tuple[int, ...], *, n: int = 2, m: int = 9
 ) -> tuple[Array, Array]:
     """operation, magnitude [n, B] of `rand_augment` for images of that shape, errors as there."""
-    if n < 0 or not 0 <= m < _BINS:
-        raise ValueError(f"n must be at least 0 and m in 0..{_BINS - 1}, got {n} and {m}")
+    if not isinstance(n, Integral) or n < 0 or not 0 <= m < _BINS:
+        raise ValueError(
+            f"n must be a whole number, at least 0, and m in 0..{_BINS - 1}, got {n} and {m}"
+        )
     level = jnp.full((n, shape[0]), m / (_BINS - 1))
     return _draw(key, level, _standard_ranges(shape))
 

@@ -105,8 +105,8 @@ def bounded_affine(
       ValueError: on other shapes or bounds.
     """
     shares = _at_least_float32(shares)
-    if len(bounds) != 6 or not all(0 <= bound < math.inf for bound in bounds):
-        raise ValueError(f"bounds must be six finite numbers, at least 0, got {tuple(bounds)}")
+    if np.shape(bounds) != (6,) or not all(0 <= bound < math.inf for bound in bounds):
+        raise ValueError(f"bounds must be six finite numbers, at least 0, got {bounds}")
     if shares.shape[-1:] != (6,):
         raise ValueError(f"shares must be [..., 6], got {shares.shape}")
     coordinates = shares * jnp.array(bounds, shares.dtype)
@@ -531,6 +531,8 @@ def _gather_in_groups(image: jax.Array, position: jax.Array, kernel: _Kernel) ->
     lead = jnp.broadcast_shapes(image.shape[:-3], position.shape[:-2])
     shape, size, channels = image.shape[-3:], position.shape[-2:], image.shape[-1]
     count, most = math.prod(lead), max(1, 2**17 // max(1, math.prod(size) * channels))
+    if not isinstance(count, int):  # exported for any number of images
+        return _gather(image, position.real, position.imag, kernel)
     group = next(n for n in range(most, 0, -1) if count % n == 0)
 
     def split(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:  # flat: else XLA copies it

@@ -240,13 +240,13 @@ def adversarial_step(
       discriminator_loss.
 
     Raises:
-      ValueError: on an unknown form or another target.
+      ValueError: on an unknown form or another target, or logits that are not [B, m].
     """
     inputs = (images,) if key is None else (images, key)
 
     def augmenter_loss(params: Any) -> tuple[Array, Metrics]:
-        augmented, _ = augmenter.apply_fn({"params": params}, *inputs)
-        logits = classify(augmented)
+        augmented, _ = augmenter.replace(params=params)(*inputs)
+        logits = _logits(classify, augmented)
         max_entropy = losses.max_entropy_loss(logits, form=form, target=target).mean()
         loss = loss_weight * max_entropy
         metrics = {"max_entropy_loss": max_entropy, "entropy": losses.entropy(logits).mean()}
@@ -260,16 +260,25 @@ def adversarial_step(
     augmenter = augmenter.apply_gradients(grads=grads)
     if discriminator is None:
         return augmenter, None, {"loss": loss, **metrics}
-    augmented, _ = augmenter(*inputs)
-    judge = discriminator.apply_fn
+    judge, (augmented, _) = discriminator, augmenter(*inputs)
 
     def discriminator_loss(params: Any) -> Array:
-        real, fake = judge({"params": params}, images), judge({"params": params}, augmented)
-        return losses.discriminator_loss(real, fake).mean()
+        learning = judge.replace(params=params)
+        return losses.discriminator_loss(learning(images), learning(augmented)).mean()
 
-    d_loss, grads = jax.value_and_grad(discriminator_loss)(discriminator.params)
-    discriminator = discriminator.apply_gradients(grads=grads)
-    return augmenter, discriminator, {"loss": loss, "discriminator_loss": d_loss, **metrics}
+    d_loss, grads = jax.value_and_grad(discriminator_loss)(judge.params)
+    judge = judge.apply_gradients(grads=grads)
+    return augmenter, judge, {"loss": loss, "discriminator_loss": d_loss, **metrics}
+
+
+def _logits(classify: Callable[[Array], Array], images: Array) -> Array:
+    """Raises ValueError unless there are some for each image."""
+    logits = classify(images)
+    if logits.ndim != 2 or logits.shape[0] != images.shape[0]:
+        raise ValueError(
+            f"classify must return logits [B, m] with B = {images.shape[0]}, got {logits.shape}"
+        )
+    return logits
 
 
 def matching_step(
@@ -311,19 +320,23 @@ def matching_step(
     Returns:
       The augmenter, and scalars: augmenter_loss, certainty_weight (s) and, running means that it
       remembers, uncertainty_augmented and uncertainty_unseen (h) and half_width.
+
+    Raises:
+      ValueError: on another augmenter, or logits that are not [U, m].
     """
+    if "unseen" not in augmenter.batch_stats:
+        raise ValueError("augmenter must be a state of a StochasticAugmenter")
     first, before = augmenter.step == 0, augmenter.batch_stats
 
     def remember(name: str, value: Array) -> Array:
         return jnp.where(first, value, memory * before[name] + (1 - memory) * value)
 
-    uncertainty = losses.uncertainty(classify(unseen))
+    uncertainty = losses.uncertainty(_logits(classify, unseen))
     plain = remember("unseen", uncertainty.mean())
 
     def loss_fn(params: Any) -> tuple[Array, tuple[Array, Metrics]]:
-        augmented, *_, box = augmenter.apply_fn(
-            {"params": params}, unseen, key, uncertainty, method="transform"
-        )
+        learning = augmenter.replace(params=params)
+        augmented, *_, box = learning(unseen, key, uncertainty, method="transform")
         now = losses.uncertainty(classify(augmented)).mean()
         running = jax.lax.stop_gradient(remember("augmented", now))
         weight = _certainty_weight(running, plain, tolerance, strictness)

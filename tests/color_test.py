@@ -103,6 +103,7 @@ def test_dtypes():
     assert adjust(IMAGES.astype(jnp.bfloat16), COLOR).dtype == jnp.float32
     with jax.enable_x64():
         assert adjust_color(IMAGES.astype(np.float64), COLOR).dtype == jnp.float64
+        assert adjust_color(IMAGES, COLOR).dtype == jnp.float32
 
 
 @pytest.mark.parametrize(

@@ -141,10 +141,14 @@ def test_degenerate_theta_is_an_extreme_enlargement(linear):
     assert "1000x" in diagnostics.describe(theta[None], SIZE)[0]
 
 
-def test_nan_is_not_hidden():
-    seen = seen_by_jit(IDENTITY * jnp.nan, SIZE)
-    assert np.isnan(seen["rotation_deg"])
-    assert np.isnan(seen["scale"])
+@pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("entry", [(0, 0), (1, 2)])
+def test_a_diverged_transform_is_not_hidden(broken, entry):
+    theta = IDENTITY.at[entry].set(broken)
+    seen = seen_by_jit(theta, SIZE)
+    assert np.isnan(seen["rotation_deg"]) or np.isnan(seen["shift_y_px"])
+    words = diagnostics.describe(theta[None], SIZE)[0]
+    assert "nan" in words and "1000" not in words
 
 
 def test_displacement_is_that_of_the_corner_that_moves_most():
@@ -295,3 +299,13 @@ def test_batches_on_the_host_equal_one_batch_and_jit_equals_eager():
 def test_a_size_that_is_none_is_named(size):
     with pytest.raises(ValueError, match=r"size must be \(height, width\), two positive integers"):
         diagnostics.picture_transform(np.eye(2, 3), size)
+    with pytest.raises(ValueError, match=r"size must be \(height, width\)"):
+        diagnostics.describe(np.eye(2, 3)[None], size)
+    with pytest.raises(ValueError, match=r"size must be \(height, width\)"):
+        diagnostics.collapse(np.eye(2, 3)[None], size, np.zeros((1, 2)), np.zeros((1, 2)))
+
+
+def test_logits_of_other_images_are_refused():
+    theta, logits = [np.eye(2, 3).tolist()] * 4, np.zeros((4, 3))
+    with pytest.raises(ValueError, match=r"the same images, got \[4, 4, 2\] of them"):
+        diagnostics.collapse(theta, SIZE, logits, logits[:2])

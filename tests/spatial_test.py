@@ -636,3 +636,14 @@ def test_wrong_input_is_named(call, message):
     for f in (call, jax.jit(call)):
         with pytest.raises(ValueError, match=message):
             f(jnp.zeros(SHAPE))
+
+
+@pytest.mark.parametrize("wrt", [0, 1])
+def test_gradients_are_exported_for_any_number_of_images(wrt):
+    (batch,) = jax.export.symbolic_shape("batch")
+    images = np.random.default_rng(0).normal(size=(5, 6, 7, 3)).astype(np.float32)
+    theta = np.eye(2, 3, dtype=np.float32) + 0.1 * images[:, 0, :6, 0].reshape(5, 2, 3)
+    slope = jax.jit(jax.grad(lambda *inputs: jnp.square(warp_affine(*inputs)).sum(), wrt))
+    shapes = (jax.ShapeDtypeStruct((batch, *x.shape[1:]), x.dtype) for x in (images, theta))
+    found = jax.export.export(slope)(*shapes).call(images, theta)
+    np.testing.assert_allclose(found, slope(images, theta), rtol=1e-4, atol=1e-4)

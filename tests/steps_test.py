@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 
 from maxent_aug import losses, models, steps
 
@@ -426,6 +427,47 @@ def test_normalize_round_trip():
     np.testing.assert_array_equal(steps.denormalize(normal, mean, sd), images)
     np.testing.assert_allclose(normal[0, 0, 0, 0], -1.6, rtol=1e-6)
     np.testing.assert_array_equal(steps.denormalize(jnp.full((1, 1, 1, 1), 99.0), mean, sd), 255)
+
+
+class Normed(nn.Module):
+    """A network with statistics of batch normalisation."""
+
+    network: nn.Module
+
+    @nn.compact
+    def __call__(self, images, *inputs):
+        return self.network(nn.BatchNorm(use_running_average=True)(images), *inputs)
+
+
+def test_networks_of_phase_2_may_have_statistics(state, batch):
+    create = partial(steps.create_model_state, image_shape=IMAGE_SHAPE, tx=optax.sgd(0.1))
+    networks = [
+        create(Normed(network), KEY)
+        for network in (models.Augmenter(), models.Discriminator(width=4))
+    ]
+    augmenter, discriminator, metrics = steps.adversarial_step(
+        *networks, batch[0], state.classifier
+    )
+    assert np.isfinite(metrics["loss"]) and np.isfinite(metrics["discriminator_loss"])
+    for before, after in zip(networks, (augmenter, discriminator), strict=True):
+        chex.assert_trees_all_equal(before.batch_stats, after.batch_stats)
+        assert after.step == 1
+
+
+@pytest.mark.parametrize(
+    "classify", [lambda images: images.mean((1, 2, 3)), lambda images: images.mean((1, 2))[:2]]
+)
+def test_what_are_no_logits_is_refused(state, stochastic, batch, classify):
+    images = batch[0]
+    with pytest.raises(ValueError, match=r"classify must return logits \[B, m\] with B = 24, got"):
+        steps.adversarial_step(state.augmenter, None, images, classify)
+    with pytest.raises(ValueError, match="classify must return logits"):
+        steps.matching_step(stochastic, images, classify, KEY)
+
+
+def test_matching_needs_a_stochastic_augmenter(state, batch):
+    with pytest.raises(ValueError, match="a state of a StochasticAugmenter"):
+        steps.matching_step(state.augmenter, batch[0], state.classifier, KEY)
 
 
 def test_the_state_keeps_its_types(state, batch):
