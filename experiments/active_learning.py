@@ -178,10 +178,7 @@ def _margin_score(state: steps.State, images: Array, labels: Array, key: Array) 
 
 def _loss_score(state: steps.State, images: Array, labels: Array, key: Array) -> dict[str, Array]:
     del labels, key
-    classifier = state.classifier
-    variables = {"params": classifier.params, "batch_stats": classifier.batch_stats}
-    _, predicted = classifier.apply_fn(variables, images, method="with_loss")
-    return {"score": predicted}
+    return {"score": state.classifier(images, method="with_loss")[1]}
 
 
 SCORES = {"entropy": _entropy_score, "margin": _margin_score, "learning_loss": _loss_score}

@@ -186,7 +186,7 @@ class Ablation(Training):
 class ComparedEpochs:
     train: int = _field(200, "of the classifier, in every row", low=2)
     augment: int = _field(
-        20, "of phase 2 of the rows printed and intended, half-way through their training", low=1
+        20, "of phase 2 of rows with the paper's augmenter, half-way through their training", low=1
     )
 
 

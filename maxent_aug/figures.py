@@ -15,14 +15,14 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from maxent_aug.diagnostics import COORDINATES
-
-Record = Mapping[str, Any]
+from maxent_aug.metrics import Record
 
 WIDTH_INCHES = 9.0
 DPI = 200
 
 # Okabe and Ito's palette, told apart with every kind of colour vision.
-COLOURS = {"baseline": "#000000", "printed": "#D55E00", "intended": "#0072B2"}
+BLUE = "#0072B2"
+COLOURS = {"baseline": "#000000", "printed": "#D55E00", "intended": BLUE}
 OTHER_COLOURS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 GREY = "#666666"
 
@@ -391,7 +391,7 @@ def comparison(table: Mapping[str, Mapping[str, Any]]) -> Figure:
     for y, row in enumerate(table.values()):
         seeds = list(row["per_seed"].values())
         axes.plot(seeds, [y] * len(seeds), "o", color=GREY, markersize=3, zorder=3)
-        axes.errorbar(row["mean"], y, xerr=row["sd"], fmt="o", color=COLOURS["intended"])
+        axes.errorbar(row["mean"], y, xerr=row["sd"], fmt="o", color=BLUE)
     axes.set_yticks(range(len(table)), table)
     axes.invert_yaxis()
     axes.set_xlabel("test accuracy of the last epoch")

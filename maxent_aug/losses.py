@@ -4,6 +4,7 @@ Every loss returns one value per example; take the mean where you use it.
 """
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,14 @@ import optax
 from jax import Array
 from jax.typing import ArrayLike
 
-LOSS_FORMS = ("printed", "intended", "gap", "target")
+# Of the gap log2(m) - H, the share H / log2(m) and the wanted share.
+_FORMS: dict[str, Callable[[Array, Array, float], Array]] = {
+    "printed": lambda gap, share, target: -jnp.log(gap),
+    "intended": lambda gap, share, target: jnp.log(gap),
+    "gap": lambda gap, share, target: gap,
+    "target": lambda gap, share, target: jnp.square(share - target),
+}
+LOSS_FORMS = tuple(_FORMS)
 
 # The smallest gap log2(m) - H that float32 tells from rounding, in bits. Below it the logarithm
 # of the paper's loss is held constant, so that the uniform distribution has a finite loss.
@@ -76,21 +84,13 @@ def max_entropy_loss(logits: ArrayLike, *, form: str = "printed", target: float 
     Raises:
       ValueError: on an unknown form, a target outside [0, 1] or fewer than two classes.
     """
+    if form not in _FORMS:
+        raise ValueError(f"form is {form!r}; allowed: {', '.join(LOSS_FORMS)}")
     if not 0.0 <= target <= 1.0:
         raise ValueError(f"target is {target}; allowed: a share of log2(m), from 0 to 1")
     logits = _check_classes(logits)
     bits, most = entropy(logits), math.log2(logits.shape[-1])
-    gap = jnp.maximum(most - bits, MIN_GAP)
-    match form:
-        case "printed":
-            return -jnp.log(gap)
-        case "intended":
-            return jnp.log(gap)
-        case "gap":
-            return gap
-        case "target":
-            return jnp.square(bits / most - target)
-    raise ValueError(f"form is {form!r}; allowed: {', '.join(LOSS_FORMS)}")
+    return _FORMS[form](jnp.maximum(most - bits, MIN_GAP), bits / most, target)
 
 
 def discriminator_loss(real_logits: ArrayLike, fake_logits: ArrayLike) -> Array:

@@ -176,6 +176,7 @@ def comparison(
             branch = row.replace("replayed", "learned")
             if branch not in joints:
                 joint = _joint(branch, config, begin, policy, image_shape, others)
+                # Of every one, so that a row that replays it may be asked for later.
                 joints[branch] = _recorded(joint, steps_per_epoch)
             joint = joints[branch]
             if augmenter == "replayed":
