@@ -244,7 +244,7 @@ class MatchingAugmenter:
         0.5, "half-width of a new augmenter's boxes, a share of the bounds", low=0.05, high=0.95
     )
     tolerance: float = _field(
-        0.1,
+        0.0,
         "about how much more uncertain unseen images may be when transformed, in parts of what "
         "they are without",
         low=0,

@@ -287,7 +287,7 @@ def matching_step(
     classify: Callable[[Array], Array],
     key: Array,
     *,
-    tolerance: float = 0.1,
+    tolerance: float = 0.0,
     strictness: float = 10.0,
     memory: float = MEMORY,
 ) -> tuple[ModelState, Metrics]:
@@ -377,7 +377,7 @@ def joint_step(
     unseen: Array | None,
     *,
     learns: Array | None = None,
-    tolerance: float = 0.1,
+    tolerance: float = 0.0,
     strictness: float = 10.0,
     memory: float = MEMORY,
 ) -> tuple[State, Metrics]:

@@ -563,5 +563,10 @@ def test_ctrl_c_while_modules_are_imported_leaves_no_traceback(tmp_path, name):
     (tmp_path / "jax.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
     environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
     command = [sys.executable, "-m", f"experiments.{name}", "--help"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=False)
+    # Not ignored, as it is where these tests run in the background.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, b"", b"")
