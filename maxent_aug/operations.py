@@ -204,7 +204,7 @@ def _tables(operation: Array, magnitude: Array) -> Array:
     table = _enhance(level, 0, 1 + jnp.where(drew["brightness"], magnitude, 0.0))
     kept = 0xFF00 >> magnitude.astype(jnp.int32)
     table &= jnp.where(drew["posterize"], kept, 255).astype(jnp.uint8)
-    inverted = drew["invert"] | (drew["solarize"] & (level >= magnitude))
+    inverted = drew["invert"] | (drew["solarize"] & (level.astype(magnitude.dtype) >= magnitude))
     return jnp.where(inverted, 255 - table, table)
 
 
@@ -228,8 +228,9 @@ def _stretched(histogram: Array) -> Array:
     low = jnp.argmax(seen, axis=-1, keepdims=True)
     high = 255 - jnp.argmax(seen[..., ::-1], axis=-1, keepdims=True)
     # Cut to whole levels; 1e-3 is less than the least step, 1 / 255, and more than the error.
-    stretched = (level - low) * (255 / jnp.maximum(high - low, 1)) + 1e-3
-    return jnp.where(high > low, jnp.clip(stretched, 0, 255), level).astype(jnp.uint8)
+    slope = 255 / jnp.maximum(high - low, 1)
+    stretched = jnp.clip((level - low).astype(slope.dtype) * slope + 1e-3, 0, 255)
+    return jnp.where(high > low, stretched.astype(jnp.uint8), level.astype(jnp.uint8))
 
 
 def _equalized(histogram: Array) -> Array:
@@ -243,7 +244,8 @@ def _equalized(histogram: Array) -> Array:
 def _look_up(table: Array, images: Array) -> Array:
     """table [B, C, 256] at the levels of images [B, H, W, C]."""
     batch, _, _, channels = images.shape
-    index = jnp.arange(channels) * 256 + images  # one table an image: one a channel is slow
+    # One table an image: one a channel is slow.
+    index = jnp.arange(channels) * 256 + images.astype(jnp.int32)
     found = take_pixels(table.reshape(batch, -1, 1), index.reshape(batch, -1, channels))
     return found.reshape(images.shape)
 
@@ -256,14 +258,17 @@ def _blend(images: Array, operation: Array, magnitude: Array) -> Array:
 
 def _enhance(levels: Array, degenerate: ArrayLike, factor: Array) -> Array:
     """Pillow's Image.blend: cut to whole levels, after rounding to float32 as there."""
-    enhanced = degenerate + factor * (levels.astype(jnp.int32) - degenerate)
+    degenerate = jnp.asarray(degenerate, jnp.int32)
+    away = (levels.astype(jnp.int32) - degenerate).astype(factor.dtype)
+    enhanced = degenerate.astype(factor.dtype) + factor * away
     return jnp.clip(enhanced, 0, 255).astype(jnp.uint8)
 
 
 def _grey(images: Array) -> Array:
     """Pillow's convert("L"), [B, H, W, 1] int32."""
+    images = images.astype(jnp.int32)
     if images.shape[-1] == 1:
-        return images.astype(jnp.int32)
+        return images
     return ((images * jnp.array([19595, 38470, 7471])).sum(-1, keepdims=True) + 0x8000) >> 16
 
 

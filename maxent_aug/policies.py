@@ -372,7 +372,7 @@ def cutmix(
     weight_key, partner_key, *box_keys = jax.random.split(key, 4)
     height, width = images.shape[1:3]
     side = jnp.sqrt(1 - _mixing_weight(weight_key, images.shape[0], alpha))
-    sides = (side * jnp.array([[height], [width]])).astype(jnp.int32)
+    sides = (side * jnp.array([[height], [width]], side.dtype)).astype(jnp.int32)
     box = _box(jnp.stack(box_keys), (height, width), sides)
     partner = jax.random.permutation(partner_key, images.shape[0])
     mixed = jnp.where(box[..., None], _permuted(images, partner), images)

@@ -343,7 +343,11 @@ def _sample_by(method: str, kernel: _Kernel, image: jax.Array, x: _Parts, y: _Pa
     else:
         sample = matmul if method == "matmul" else gather
     # On a mesh of explicit axes one of images and positions may be divided, the other not.
-    like = jax.eval_shape(lambda image, x: image[..., :1, :1, :] + _total(x)[..., None], image, x)
+    like = jax.eval_shape(
+        lambda pixels, x: pixels[..., :1, :1, :] + _total(x)[..., None].astype(pixels.dtype),
+        pixels,
+        x,
+    )
     out = divided_like(like, sample)(pixels, x, y)
     return out.astype(image.dtype if jnp.issubdtype(image.dtype, jnp.floating) else jnp.float32)
 
@@ -586,7 +590,8 @@ def _sample_matmul(image: jax.Array, x: _Parts, y: _Parts, kernel: _Kernel) -> j
 
 def _at_least_float32(x: ArrayLike) -> jax.Array:
     x = jnp.asarray(x)
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    wide = jnp.issubdtype(x.dtype, jnp.inexact) and jnp.finfo(x.dtype).bits >= 32
+    return x if wide else x.astype(jnp.float32)
 
 
 def _check_theta(theta: ArrayLike) -> jax.Array:

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -459,3 +460,14 @@ def test_exported_for_any_number_of_images_a_policy_does_the_same(name):
     policy = jax.jit(IMAGE_POLICIES[name])
     program = jax.export.export(policy)(jax.eval_shape(lambda: KEY), shape)
     np.testing.assert_array_equal(program.call(KEY, images), policy(KEY, images))
+
+
+@pytest.mark.parametrize("name", ["random_affine", "cutout", "rand_augment", "cutmix"])
+def test_no_dtype_is_promoted_in_silence(name):
+    inputs = KEY, images_of()
+    if name in MIXING_POLICIES:
+        inputs += (np.arange(SHAPE[0]) % 10,)
+    policy = (IMAGE_POLICIES | MIXING_POLICIES)[name]
+    with jax.numpy_dtype_promotion("strict"):
+        strict = jax.jit(policy)(*inputs)
+    chex.assert_trees_all_equal(strict, jax.jit(lambda *inputs: policy(*inputs))(*inputs))
