@@ -111,14 +111,15 @@ def classifier_step(
     """Phases 1 and 3: one update of the classifier, on the augmenter's images if there is one.
 
     Args:
-      state: its augmenter, frozen here, may be None.
+      state: its augmenter, frozen here, may be None; its classifier any that takes `train`, with
+        or without batch statistics and dropout.
       images: [B, H, W, C] normalised.
       labels: [B] integers, or [B, m] probabilities.
-      key: a typed random key, for the augmenter's draws.
+      key: a typed random key, for the augmenter's draws and dropout.
     """
     if state.augmenter is not None:
         images, _ = state.augmenter(images, key)
-    classifier, metrics = _classifier_update(state.classifier, images, labels)
+    classifier, metrics = _classifier_update(state.classifier, images, labels, key)
     return state.replace(classifier=classifier), metrics
 
 
@@ -126,7 +127,7 @@ def frozen_step(state: State, images: Array, labels: Array, key: Array) -> tuple
     """One update of the classifier, on what a `StochasticAugmenter`, frozen here, does.
 
     Args:
-      state: without a discriminator.
+      state: without a discriminator; its classifier as of `classifier_step`.
       images: [B, H, W, C] normalised, in random order.
       labels: [B] integers, or [B, m] probabilities.
       key: a typed random key.
@@ -140,7 +141,7 @@ def frozen_step(state: State, images: Array, labels: Array, key: Array) -> tuple
     uncertainty = jnp.pad(seen.reshape(groups, number), others, constant_values=seen.mean())
     chosen = first_of_groups(count, groups, number)
     augmented, _ = augmenter(images, key, uncertainty.reshape(count), chosen)
-    classifier, metrics = _classifier_update(state.classifier, augmented, labels)
+    classifier, metrics = _classifier_update(state.classifier, augmented, labels, key)
     return state.replace(classifier=classifier), metrics
 
 
@@ -156,7 +157,7 @@ def _first(batch: Array, groups: int, number: int) -> Array:
 
 
 def _classifier_update(
-    classifier: ModelState, images: Array, labels: Array
+    classifier: ModelState, images: Array, labels: Array, key: Array
 ) -> tuple[ModelState, Metrics]:
     def loss_fn(params: Any) -> tuple[Array, tuple[Array, Any]]:
         logits, updates = classifier.apply_fn(
@@ -164,8 +165,10 @@ def _classifier_update(
             images,
             train=True,
             mutable=["batch_stats"],
+            rngs={"dropout": key},
         )
-        return losses.cross_entropy(logits, labels).mean(), (logits, updates["batch_stats"])
+        batch_stats = updates.get("batch_stats", {})
+        return losses.cross_entropy(logits, labels).mean(), (logits, batch_stats)
 
     grads, (logits, batch_stats) = jax.grad(loss_fn, has_aux=True)(classifier.params)
     classifier = classifier.apply_gradients(grads=grads, batch_stats=batch_stats)

@@ -429,6 +429,34 @@ def test_normalize_round_trip():
     np.testing.assert_array_equal(steps.denormalize(jnp.full((1, 1, 1, 1), 99.0), mean, sd), 255)
 
 
+class Plain(nn.Module):
+    """Somebody's own classifier: dropout, no statistics."""
+
+    @nn.compact
+    def __call__(self, images, *, train=False):
+        x = nn.Dropout(0.5, deterministic=not train)(nn.relu(nn.Dense(16)(images[..., 0].mean(2))))
+        return nn.Dense(3)(x)
+
+
+@pytest.mark.parametrize("phase", ["alone", "joint"])
+def test_a_classifier_may_have_dropout_and_no_statistics(stochastic, batch, phase):
+    classifier = steps.create_model_state(Plain(), KEY, IMAGE_SHAPE, optax.adam(1e-2))
+    state, step = steps.State(classifier), steps.classifier_step
+    if phase == "joint":
+        state = state.replace(augmenter=stochastic)
+        step = partial(steps.joint_step, unseen=batch[0][:8])
+    step = jax.jit(step)
+    one, other = (step(state, *batch, key=jax.random.key(i))[0].classifier for i in range(2))
+    assert any(
+        np.any(a != b)
+        for a, b in zip(*map(jax.tree.leaves, (one.params, other.params)), strict=True)
+    )
+    for index in range(60):
+        state, metrics = step(state, *batch, key=jax.random.fold_in(KEY, index))
+    assert metrics["loss"] < 0.8
+    chex.assert_trees_all_equal(state.classifier(batch[0]), state.classifier(batch[0]))
+
+
 class Normed(nn.Module):
     """A network with statistics of batch normalisation."""
 
