@@ -217,7 +217,8 @@ def grid_sample(
       padding_mode: what lies outside: "zeros", "border" (the nearest pixel) or "reflection".
       align_corners: whether -1 and 1 are the centres of the outermost pixels or their outer edges.
       method: "gather", "matmul" (neither gather nor scatter, for TPUs, where these are slow; cost
-        grows with the square of the pixels) or "auto": matmul on TPU, gather elsewhere.
+        grows with the square of the pixels; one pixel that is not finite makes NaN of nearly all)
+        or "auto": matmul on TPU, gather elsewhere.
 
     Returns:
       [..., H', W', C] in the image's dtype, float32 for integers; computed in at least float32.
@@ -226,8 +227,8 @@ def grid_sample(
       ValueError: on other shapes or names.
     """
     image, grid = jnp.asarray(image), _at_least_float32(grid)
-    if grid.ndim < 3 or grid.shape[-1] != 2:
-        raise ValueError(f"grid must be [..., H, W, 2], got shape {grid.shape}")
+    if grid.ndim < 3 or grid.shape[-1] != 2 or jnp.iscomplexobj(grid):
+        raise ValueError(f"grid must be real [..., H, W, 2], got {grid.dtype} {grid.shape}")
     _check_image(image, "grid", grid.shape, grid.shape[:-3])
     half = _half_extents(image.shape[-3:-1], align_corners)
     x, y = grid[..., 0] * half[1], grid[..., 1] * half[0]

@@ -623,6 +623,7 @@ def test_calls_without_jit_compile_once(caplog):
             r"broadcast.*\(2, 9, 12, 3\).*\(3, 2, 3\)",
         ),
         (lambda image: grid_sample(image, np.zeros((4, 4, 3))), r"grid .*\(4, 4, 3\)"),
+        (lambda image: grid_sample(image, np.zeros((4, 4, 2), complex)), "grid must be real"),
         (lambda image: grid_sample(image, np.zeros((4, 4, 2)), mode="cubic"), "nearest.*'cubic'"),
         (lambda image: grid_sample(image[:0], np.zeros((4, 4, 2))), r"image .*\(0, 12, 3\)"),
         (lambda image: affine_grid(IDENTITY, (3, 3, 3)), r"size .*\(3, 3, 3\)"),
