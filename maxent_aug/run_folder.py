@@ -98,15 +98,15 @@ def check_run_folder(workdir: Path, identity: Mapping[str, Any]) -> None:
                 "another workdir"
             )
         if found[name] != wanted[name]:
-            values = (
-                ",".join(map(str, value)) if isinstance(value, list) else value
-                for value in (found[name], wanted[name])
-            )
+            same = "images" if name.startswith("dataset.") else "value"
             raise RunFolderError(
-                f"workdir {workdir} holds a run with {name}={next(values)}, this one has "
-                f"{next(values)}; choose another workdir, or the same "
-                f"{'images' if name.startswith('dataset.') else 'value'} to resume"
+                f"workdir {workdir} holds a run with {name}={_as_flag(found[name])}, this one has "
+                f"{_as_flag(wanted[name])}; choose another workdir, or the same {same} to resume"
             )
+
+
+def _as_flag(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _check_unclaimed(workdir: Path) -> None:

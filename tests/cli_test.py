@@ -310,7 +310,15 @@ def test_a_run_on_other_images(refused, tmp_path, images, experiment):
     shutil.rmtree(tmp_path / "run")
     relabelled = dataclasses.replace(train_set, labels=train_set.labels[::-1])
     fresh_run(experiment, tmp_path / "run", (relabelled, test_set))
-    assert "holds a run with dataset.labels=" in refused(experiment, "--workdir=run")
+    words = refused(experiment, "--workdir=run")
+    assert "holds a run with dataset.labels=" in words
+    assert "or the same images to resume" in words
+    shutil.rmtree(tmp_path / "run")
+    names = tuple(f"{name} again" for name in train_set.class_names)
+    fresh_run(
+        experiment, tmp_path / "run", (dataclasses.replace(train_set, class_names=names), test_set)
+    )
+    assert "holds a run with dataset.class_names=" in refused(experiment, "--workdir=run")
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)

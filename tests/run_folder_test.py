@@ -49,7 +49,7 @@ def test_a_new_folder_is_made_and_opened_again(tmp_path):
             {"batch_size": 32, "data": {"names": ["a", "b"]}},
             "config.batch_size=64, this one has 32",
         ),
-        ({"batch_size": 64, "data": {"names": ["a"]}}, "config.data.names="),
+        ({"batch_size": 64, "data": {"names": ["a"]}}, "config.data.names=a,b, this one has a; "),
         ({"batch_size": 64}, "another version, which has a config.data.names"),
         (
             {"batch_size": 64, "data": {"names": ["a", "b"]}, "new": 1},
