@@ -272,14 +272,16 @@ def _parse(presets: Mapping[str, Training], argv: list[str]) -> list[str]:
     return rest
 
 
+def all_records(settings: Settings) -> list[Record]:
+    """What the run's folder has, none if it has not begun."""
+    path = settings.workdir / "metrics.jsonl"
+    return list(read(path)) if path.exists() else []
+
+
 def records(settings: Settings, legs: Iterable[Phase]) -> list[Record]:
     """What the run's folder has of these phases, of all seeds."""
-    path, wanted = settings.workdir / "metrics.jsonl", {(leg.branch, leg.kind) for leg in legs}
-    return [
-        record
-        for record in (read(path) if path.exists() else [])
-        if (record["branch"], record["phase"]) in wanted
-    ]
+    wanted = {(leg.branch, leg.kind) for leg in legs}
+    return [r for r in all_records(settings) if (r["branch"], r["phase"]) in wanted]
 
 
 def result(settings: Settings, records: Iterable[Record], **content: Any) -> dict[str, Any]:

@@ -105,8 +105,7 @@ def _is_row(name: str) -> bool:
 
 def _others_begun(settings: cli.Settings, names: Sequence[str]) -> tuple[str, ...]:
     """Rows that the run's folder has beside these; the table keeps those that are done."""
-    path = settings.workdir / "metrics.jsonl"
-    found = dict.fromkeys(r["branch"] for r in (metrics.read(path) if path.exists() else []))
+    found = dict.fromkeys(record["branch"] for record in cli.all_records(settings))
     return tuple(name for name in found if name not in names and _is_row(name))
 
 
