@@ -37,8 +37,9 @@ def main(settings: cli.Settings) -> None:
     """Trains every variant with every seed, and writes what came out to the run's folder."""
     config = settings.config
     train_set, test_set = cli.load_data(config, settings.data_dir)
-    shape, classes = train_set.images.shape[1:], len(train_set.class_names)
-    pretrain, baseline, variants = phases.ablation(config, shape, classes)
+    shape = train_set.images.shape[1:]
+    classifier = phases.make_classifier(config, len(train_set.class_names))
+    pretrain, baseline, variants = phases.ablation(config, classifier, shape)
     legs = (pretrain, baseline, *sum(variants.values(), ()))
     with cli.open_run(settings, train_set, test_set, legs) as make_run:
         for seed in range(settings.seeds):

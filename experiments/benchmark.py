@@ -36,7 +36,7 @@ from jax.typing import ArrayLike
 from experiments import cli, peers
 from maxent_aug import affine_matrix, data, policies, programs, run_folder, steps, warp_affine
 from maxent_aug.config import Classifier, Config, PaperAugmenter
-from maxent_aug.phases import schedule
+from maxent_aug.phases import make_classifier, schedule
 
 SUITES = ("warp", "step", "stream", "startup", "policies")
 GRADIENTS = ("forward", "theta gradient", "theta and image gradients")
@@ -255,7 +255,7 @@ def training_steps(
     key, random = jax.random.key(0), np.random.default_rng(0)
     images = random.normal(size=(batch, size, size, 3)).astype(np.float32)
     labels = random.integers(0, 10, batch, np.int32)
-    pretrain, _, augment, finetune = schedule(config, images.shape[1:], 10)
+    pretrain, _, augment, finetune = schedule(config, make_classifier(config, 10), images.shape[1:])
     plain = pretrain.begin(None, key)
     learned = augment.begin(plain, key)
     tuned = finetune.begin(learned, key)
@@ -304,7 +304,7 @@ def streams(scratch: Path, batch: int, count: int) -> dict[str, peers.Contender]
     train, stored, test = load(split="train"), load(split="train", most_bytes=0), load(split="test")
     mesh, key = programs.make_mesh(), jax.random.key(0)
     config = Config(classifier=Classifier("ResNetSmall", learning_rate=1e-3))
-    phase, *_ = schedule(config, test.images.shape[1:], 10)
+    phase, *_ = schedule(config, make_classifier(config, 10), test.images.shape[1:])
     state = programs.put(mesh, phase.begin(None, key))[0]
     program = programs.train_program(phase.step, mesh, batch, True)
     on_device = programs.put_data(train, test, mesh)

@@ -681,6 +681,8 @@ def run(
             for flag in (WORKDIR, DATA_DIR):
                 if flag.value == "":
                     raise UsageError(f"--{flag.name}= is not allowed (a folder)")
+                if flag.value and os.path.expanduser(flag.value).startswith("~"):
+                    raise UsageError(f"--{flag.name}={flag.value} is not allowed (no such user)")
             _join_processes()
             main(_settings(experiment, _configure(presets[preset]), workdir))
 

@@ -53,7 +53,8 @@ def main(settings: cli.Settings) -> None:
         named_policy(part, classes, phases.affine_bounds(config.bounds))
         for part in config.policy.split(":")
     )
-    legs = phases.learning(config, policy, shape, classes, steps_per_epoch, *others)
+    classifier = phases.make_classifier(config, classes)
+    legs = phases.learning(config, classifier, policy, shape, steps_per_epoch, *others)
     with cli.open_run(settings, train_set, test_set, legs) as make_run:
         pictured: Any = None
         for seed in range(settings.seeds):

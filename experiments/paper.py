@@ -20,7 +20,7 @@ from experiments import cli
 from maxent_aug import diagnostics, metrics, processes, programs, report, run_folder, steps, train
 from maxent_aug.config import PRESETS
 from maxent_aug.data import base_name
-from maxent_aug.phases import Phase, schedule
+from maxent_aug.phases import Phase, make_classifier, schedule
 from maxent_aug.progress import duration
 
 # Table 1 of the paper. It has one proposed method; see the README for its two readings.
@@ -35,7 +35,8 @@ def main(settings: cli.Settings) -> None:
     """Trains all branches for all seeds, and writes what came out to the run's folder."""
     config = settings.config
     train_set, test_set = cli.load_data(config, settings.data_dir)
-    phases = schedule(config, train_set.images.shape[1:], len(train_set.class_names))
+    classifier = make_classifier(config, len(train_set.class_names))
+    phases = schedule(config, classifier, train_set.images.shape[1:])
     with cli.open_run(settings, train_set, test_set, phases) as make_run:
         shown: dict[str, dict[str, Any]] = {}
         for seed in range(settings.seeds):

@@ -37,7 +37,8 @@ def main(settings: cli.Settings) -> None:
         name: named_policy(config.policy, classes, phases.affine_bounds(bounds))
         for name, bounds in trials.items()
     }
-    legs = phases.search(config, policies, shape, classes, examples // config.batch_size)
+    classifier = phases.make_classifier(config, classes)
+    legs = phases.search(config, classifier, policies, shape, examples // config.batch_size)
     with cli.open_run(settings, train_set, test_set, tuple(legs.values())) as make_run:
         for seed in range(settings.seeds):
             run = make_run(*cli.choose(train_set, test_set, config, seed))

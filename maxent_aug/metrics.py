@@ -28,8 +28,9 @@ class MetricsWriter:
     """Appends records to `workdir/metrics.jsonl` and their numbers to `workdir/tensorboard`.
 
     A record is flat: seed, branch, phase and epoch, and its metrics by name. A line is on the disk
-    when `write` returns. The TensorBoard events are a copy: made again from the lines after a
-    `rewind`, one folder for each seed, branch and phase, so that no curve has a point twice.
+    when `write` returns. The TensorBoard events are a copy, one folder for each seed, branch and
+    phase: made again from the lines where there is none, and after a `rewind`, so that no curve has
+    a point twice.
 
     Raises MetricsError for a file that is damaged.
     """
@@ -44,6 +45,9 @@ class MetricsWriter:
             records = read(self.path)
             if self.path.read_bytes() != _lines(records):
                 _replace(self.path, records)  # cut off by a kill: nothing must be glued to it
+            for run in dict.fromkeys(map(_run, records)):
+                if not self._folder(run).exists():
+                    self._copy(run, records)
 
     def write(self, record: Record) -> None:
         """Adds one record. Numbers that are not finite become null.
@@ -71,9 +75,7 @@ class MetricsWriter:
             _replace(self.path, kept)
         self.close()
         shutil.rmtree(self._folder(run), ignore_errors=True)
-        for record in kept:
-            if _run(record) == run:
-                self._add_scalars(record)
+        self._copy(run, kept)
 
     def close(self) -> None:
         """Closes the TensorBoard file; a later `write` opens another."""
@@ -91,6 +93,12 @@ class MetricsWriter:
         seed, branch, phase = run
         name = branch if branch == phase else f"{branch}-{phase}"
         return self.workdir / "tensorboard" / file_name(f"seed{seed}-{name}")
+
+    def _copy(self, run: tuple[Any, ...], records: Iterable[Record]) -> None:
+        """Makes the events of a run again."""
+        for record in records:
+            if _run(record) == run:
+                self._add_scalars(record)
 
     def _add_scalars(self, record: Record) -> None:
         from tensorboardX import SummaryWriter
@@ -140,14 +148,16 @@ def mean_and_sd(values: Iterable[float]) -> dict[str, Any]:
 
 
 class _Record(dict[str, Any]):
-    """A line; one that was changed by hand is named when a metric is missing."""
+    """A line; one that was changed by hand is named when a metric is missing, or null."""
 
     def __init__(self, where: str, metrics: Record) -> None:
         super().__init__(metrics)
         self._where = where
 
-    def __missing__(self, name: str) -> Any:
-        raise MetricsError(f"{self._where} has no {name}; {_REMEDY}")
+    def __getitem__(self, name: str) -> Any:
+        if (value := self.get(name)) is None:
+            raise MetricsError(f"{self._where} has no {name}; {_REMEDY}")
+        return value
 
 
 def _checked(record: Any) -> Record:

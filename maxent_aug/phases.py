@@ -70,15 +70,17 @@ class Row(NamedTuple):
     others: programs.Policy | None = None
 
 
-def schedule(config: Config, image_shape: tuple[int, ...], num_classes: int) -> tuple[Phase, ...]:
+def schedule(
+    config: Config, classifier: nn.Module, image_shape: tuple[int, ...]
+) -> tuple[Phase, ...]:
     """The paper's protocol: pretrain, then the baseline, then phases 2 and 3 for each loss form.
 
     Args:
       config: the run's.
+      classifier: a network as of `steps.classifier_step`, such as that of `make_classifier`.
       image_shape: (H, W, C).
-      num_classes: m.
     """
-    pretrain, finetune = _classifier_phases(config, image_shape, num_classes)
+    pretrain, finetune = _classifier_phases(config, classifier, image_shape)
     begin_augment = _begin_augment(config.augmenter, config.discriminator, image_shape)
     phases = [pretrain, finetune("baseline", pretrain)]
     for form in config.augmenter.loss_forms:
@@ -89,11 +91,11 @@ def schedule(config: Config, image_shape: tuple[int, ...], num_classes: int) -> 
 
 
 def _classifier_phases(
-    config: Config | Ablation, image_shape: tuple[int, ...], num_classes: int
+    config: Config | Ablation, classifier: nn.Module, image_shape: tuple[int, ...]
 ) -> tuple[Phase, Callable[[str, Phase], Phase]]:
     """Phase 1, and what makes phase 3 of a branch from the phase that it follows."""
     tx = optax.adam(config.classifier.learning_rate)
-    begin = partial(begin_classifier, make_classifier(config, num_classes), image_shape, tx)
+    begin = partial(begin_classifier, classifier, image_shape, tx)
     pretrain = Phase("pretrain", "pretrain", config.epochs.pretrain, begin, *_CLASSIFIER)
     # Made once, so that the branches share their compiled programs.
     begin_again = partial(fresh_optimizer, optax.adam(config.classifier.finetune_learning_rate))
@@ -106,20 +108,20 @@ def _classifier_phases(
 
 
 def ablation(
-    config: Ablation, image_shape: tuple[int, ...], num_classes: int
+    config: Ablation, classifier: nn.Module, image_shape: tuple[int, ...]
 ) -> tuple[Phase, Phase, dict[tuple[str, ...], tuple[Phase, Phase]]]:
     """Phases 2 and 3 of the paper, from one pretrained classifier, for all variants of phase 2.
 
     Args:
       config: of all variants.
+      classifier: a network as of `steps.classifier_step`, such as that of `make_classifier`.
       image_shape: (H, W, C).
-      num_classes: m.
 
     Returns:
       Pretraining; phase 3 without an augmenter; and phases 2 and 3 of each variant: form of the
       loss, discriminator or alone, free or bounded, deterministic or stochastic.
     """
-    pretrain, finetune = _classifier_phases(config, image_shape, num_classes)
+    pretrain, finetune = _classifier_phases(config, classifier, image_shape)
     factors, variants = config.factors, {}
     games = {form: _augment_steps(config.augmenter, form) for form in factors.loss_forms}
     for variant in product(
@@ -141,9 +143,9 @@ def ablation(
 
 def comparison(
     config: Comparison,
+    classifier: nn.Module,
     rows: Mapping[str, Row],
     image_shape: tuple[int, ...],
-    num_classes: int,
     steps_per_epoch: int,
 ) -> dict[str, tuple[Phase, ...]]:
     """One phase for a fixed policy or a joint one; for the paper's augmenter its three.
@@ -155,15 +157,15 @@ def comparison(
 
     Args:
       config: of all rows.
+      classifier: a network as of `steps.classifier_step`, such as that of `make_classifier`.
       rows: by name.
       image_shape: (H, W, C).
-      num_classes: m.
       steps_per_epoch: with config.epochs.train, the length of the cosine.
 
     Returns:
       The phases of each row, in order.
     """
-    begin = _begin_scheduled(config, image_shape, num_classes, steps_per_epoch)
+    begin = _begin_scheduled(config, classifier, image_shape, steps_per_epoch)
     begin_augment = _begin_augment(config.augmenter, config.discriminator, image_shape)
     epochs, half = config.epochs.train, config.epochs.train // 2
     phases: dict[str, tuple[Phase, ...]] = {}
@@ -195,21 +197,21 @@ def comparison(
 
 def search(
     config: Search,
+    classifier: nn.Module,
     trials: Mapping[str, programs.Policy],
     image_shape: tuple[int, ...],
-    num_classes: int,
     steps_per_epoch: int,
 ) -> dict[str, Phase]:
     """For each trial, by name, a classifier trained under its policy.
 
     Args:
       config: the run's.
+      classifier: a network as of `steps.classifier_step`, such as that of `make_classifier`.
       trials: the policies of all images.
       image_shape: (H, W, C).
-      num_classes: m.
       steps_per_epoch: with config.epochs.train, the length of the cosine.
     """
-    begin = _begin_scheduled(config, image_shape, num_classes, steps_per_epoch)
+    begin = _begin_scheduled(config, classifier, image_shape, steps_per_epoch)
     return {
         name: Phase(name, "train", config.epochs.train, begin, *_CLASSIFIER, policy=policy)
         for name, policy in trials.items()
@@ -218,9 +220,9 @@ def search(
 
 def learning(
     config: Learning,
+    classifier: nn.Module,
     policy: programs.Policy,
     image_shape: tuple[int, ...],
-    num_classes: int,
     steps_per_epoch: int,
     others: programs.Policy | None = None,
 ) -> tuple[Phase, Phase]:
@@ -230,13 +232,13 @@ def learning(
 
     Args:
       config: the run's.
+      classifier: a network as of `steps.classifier_step`, such as that of `make_classifier`.
       policy: of all images, before the augmenter.
       image_shape: (H, W, C).
-      num_classes: m.
       steps_per_epoch: with config.epochs.train, the length of the cosine.
       others: of `Row`.
     """
-    begin = _begin_scheduled(config, image_shape, num_classes, steps_per_epoch)
+    begin = _begin_scheduled(config, classifier, image_shape, steps_per_epoch)
     joint = _joint("learned", config, begin, policy, image_shape, others)
     return joint, _rest(config, joint)
 
@@ -374,13 +376,13 @@ _CLASSIFIER = steps.classifier_step, steps.eval_step
 
 def _begin_scheduled(
     config: Comparison | Learning | Search,
+    classifier: nn.Module,
     image_shape: tuple[int, ...],
-    num_classes: int,
     steps_per_epoch: int,
 ) -> Callable[..., steps.State]:
     """Makes a new classifier, its learning rate a cosine over all of the training."""
     tx = scheduled_sgd(config.classifier, config.epochs.train * steps_per_epoch)
-    return partial(begin_classifier, make_classifier(config, num_classes), image_shape, tx)
+    return partial(begin_classifier, classifier, image_shape, tx)
 
 
 def scheduled_sgd(config: ScheduledClassifier, updates: int) -> optax.GradientTransformation:

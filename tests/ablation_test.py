@@ -62,7 +62,9 @@ def test_every_variant_is_trained_once_and_has_its_row(go, tmp_path, monkeypatch
 
 
 def test_the_full_factorial_has_one_pretrained_classifier():
-    pretrain, baseline, variants = phases.ablation(ABLATION_PRESETS["small"], (8, 8, 1), 10)
+    config = ABLATION_PRESETS["small"]
+    classifier = phases.make_classifier(config, 10)
+    pretrain, baseline, variants = phases.ablation(config, classifier, (8, 8, 1))
     assert len(variants) == 32
     begun = {augment.follows for augment, _ in variants.values()}
     assert begun == {pretrain} == {baseline.follows}

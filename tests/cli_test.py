@@ -141,6 +141,7 @@ WRONG = [
     ("--data_dir=",),
     ("--data_dir=~no_such_user/data",),
     ("--workdir=",),
+    ("--workdir=~nobody-here/run",),
     ("--workdir=not\udcff-utf8",),
     (f"--workdir={'x' * 300}",),
     ("--workdir=/proc/version",),
@@ -525,7 +526,8 @@ def test_policies_that_do_not_take_the_images_are_named(tmp_path, name, channels
     chosen = dataclasses.replace(config.COMPARISON_PRESETS["quick"], batch_size=2)
     settings = cli.Settings("compare", "quick", chosen, tmp_path / "run", None, 1)
     rows = {n: compare._row(n, 2) for n in ("flip+cutout+mixup", name)}
-    legs = sum(phases.comparison(chosen, rows, (4, 4, channels), 2, 1).values(), ())
+    classifier = phases.make_classifier(chosen, 2)
+    legs = sum(phases.comparison(chosen, classifier, rows, (4, 4, channels), 1).values(), ())
     with (
         pytest.raises(cli.UsageError, match=f"policy of {re.escape(name)} does not .*{words}"),
         cli.open_run(settings, images, images, legs),

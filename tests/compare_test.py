@@ -27,10 +27,10 @@ ROWS = ("flip+cutmix", "flip+intended", "flip+learned:cutout", "flip+replayed:cu
 known_legs = {}
 
 
-def legs_once(config, rows, *arguments, make=phases.comparison):
+def legs_once(config, classifier, rows, *arguments, make=phases.comparison):
     """The same phases in each run, whose programs then need not be compiled again."""
     new = {name: row for name, row in rows.items() if name not in known_legs}
-    known_legs.update(make(config, new, *arguments))
+    known_legs.update(make(config, classifier, new, *arguments))
     return {name: known_legs[name] for name in rows}
 
 
@@ -111,9 +111,9 @@ def test_all_rows_begin_with_the_same_weights_and_updates():
     small = COMPARISON_PRESETS["small"]
     rows = phases.comparison(
         small,
+        phases.make_classifier(small, 10),
         {name: compare._row(name, 10) for name in ("identity", "mixup", "printed")},
         (8, 8, 1),
-        10,
         steps_per_epoch=3,
     )
     assert len({legs[0].begin for legs in rows.values()}) == 1
@@ -139,7 +139,8 @@ def test_a_replay_of_few_updates_has_learned_boxes():
     """Three updates make three snapshots: none is left as it was before them, at 0."""
     config = COMPARISON_PRESETS["small"]
     rows = {"replayed": compare._row("replayed", 10)}
-    joint, replay = phases.comparison(config, rows, (8, 8, 1), 10, 1)["replayed"]
+    classifier = phases.make_classifier(config, 10)
+    joint, replay = phases.comparison(config, classifier, rows, (8, 8, 1), 1)["replayed"]
     few = phases._recorded(dataclasses.replace(joint, epochs=3), 1)
     state = few.begin(None, jax.random.key(0))
     assert {len(leaf) for leaf in jax.tree.leaves(state.snapshots)} == {3}
@@ -167,7 +168,8 @@ def test_a_colon_divides_the_images():
     row = compare._row("learned:cutout", 10)
     assert row.augmenter == "learned" and row.others is not None
     config = COMPARISON_PRESETS["small"]
-    (joint, rest), *_ = phases.comparison(config, {"": row}, (8, 8, 3), 10, 3).values()
+    classifier = phases.make_classifier(config, 10)
+    (joint, rest), *_ = phases.comparison(config, classifier, {"": row}, (8, 8, 3), 3).values()
     mixed, _ = jax.jit(lambda key: joint.policy(key, images, labels, None))(jax.random.key(1))
     augmenter = phases.make_augmenter(config, 3, others_alone=True)
     chosen = np.array(steps.first_of_groups(64, *augmenter.partition(64)))

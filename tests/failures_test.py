@@ -114,16 +114,25 @@ NUMBERS = st.one_of(
 )
 
 
+def network(settings):
+    return phases.make_classifier(settings, 10)
+
+
+def legs_of_paper(settings):
+    return phases.schedule(settings, network(settings), SHAPE)
+
+
 def legs_of_comparison(settings):
     rows = {name: compare._row(name, 10) for name in ("flip", "printed", "learned")}
     steps_per_epoch = IMAGES // settings.batch_size
-    return sum(phases.comparison(settings, rows, SHAPE, 10, steps_per_epoch).values(), ())
+    legs = phases.comparison(settings, network(settings), rows, SHAPE, steps_per_epoch)
+    return sum(legs.values(), ())
 
 
 def legs_of_ablation(settings):
     factors = config.Factors(loss_forms=("intended",), draws=("stochastic",))
     replaced = dataclasses.replace(settings, factors=factors)
-    pretrain, baseline, variants = phases.ablation(replaced, SHAPE, 10)
+    pretrain, baseline, variants = phases.ablation(replaced, network(settings), SHAPE)
     return (pretrain, baseline, *sum(variants.values(), ()))
 
 
@@ -137,16 +146,18 @@ def legs_of_search(settings):
     bounds = phases.affine_bounds(search.draw(settings.bounds, 0))
     trials = {"trial-00": named_policy("half_affine", 10, bounds)}
     steps_per_epoch = IMAGES // settings.batch_size
-    return tuple(phases.search(settings, trials, SHAPE, 10, steps_per_epoch).values())
+    legs = phases.search(settings, network(settings), trials, SHAPE, steps_per_epoch)
+    return tuple(legs.values())
 
 
 def legs_of_learning(settings):
     steps_per_epoch = IMAGES // settings.batch_size
-    return phases.learning(settings, programs.unchanged, SHAPE, 10, steps_per_epoch)
+    policy = programs.unchanged
+    return phases.learning(settings, network(settings), policy, SHAPE, steps_per_epoch)
 
 
 EXPERIMENTS = {
-    "paper": (config.PRESETS, lambda settings: phases.schedule(settings, SHAPE, 10)),
+    "paper": (config.PRESETS, legs_of_paper),
     "compare": (config.COMPARISON_PRESETS, legs_of_comparison),
     "ablation": (config.ABLATION_PRESETS, legs_of_ablation),
     "search": (config.SEARCH_PRESETS, legs_of_search),

@@ -40,7 +40,8 @@ def go(monkeypatch):
 def test_a_run_leaves_what_it_promises_and_a_stopped_one_the_same(
     go, tmp_path, monkeypatch, capsys
 ):
-    legs = phases.learning(CONFIG, programs.unchanged, (8, 8, 1), 10, 3)
+    classifier = phases.make_classifier(CONFIG, 10)
+    legs = phases.learning(CONFIG, classifier, programs.unchanged, (8, 8, 1), 3)
     monkeypatch.setattr(phases, "learning", lambda *_: legs)  # compiled once
     whole = go(tmp_path / "whole", seeds=2)
     shown = capsys.readouterr().out

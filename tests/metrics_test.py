@@ -1,4 +1,5 @@
 import json
+import shutil
 import struct
 
 import numpy as np
@@ -127,10 +128,21 @@ def test_rewind_before_anything_is_written(tmp_path):
     assert list((tmp_path / "new").iterdir()) == []
 
 
-def test_a_metric_that_is_missing_is_named(tmp_path):
+@pytest.mark.parametrize("metric", ["", ', "test_accuracy": null'])
+def test_a_metric_that_is_missing_is_named(tmp_path, metric):
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"seed": 0, "branch": "a", "phase": "b", "epoch": 1}\n')
+    path.write_text(f'{{"seed": 0, "branch": "a", "phase": "b", "epoch": 1{metric}}}\n')
     (record,) = metrics.read(path)
     with pytest.raises(metrics.MetricsError, match=r"jsonl, line 1 has no test_accuracy; put"):
         record["test_accuracy"]
-    assert "test_accuracy" not in record
+    assert record.get("test_accuracy") is None
+
+
+def test_events_that_are_not_there_are_made_again(tmp_path):
+    with MetricsWriter(tmp_path) as writer:
+        for seed in (0, 1):
+            writer.write(record(1, seed=seed, loss=0.5))
+    before = events(tmp_path)
+    shutil.rmtree(tmp_path / "tensorboard" / "seed1-printed-augment")
+    MetricsWriter(tmp_path).close()
+    assert events(tmp_path) == before != []

@@ -346,10 +346,9 @@ def joint(interval=1):
     options = {"learning_rate": 1e-2, "interval": interval}
     learned = MatchingAugmenter(unseen=0.2, every=2, share=0.5, **options)
     config = Comparison(epochs=ComparedEpochs(train=2), batch_size=16, learned=learned)
-    tiny = partial(models.ResNet, stage_sizes=(1,), width=4)
-    with mock.patch.object(models, "ResNet18", tiny):
-        rows = {"learned": phases.Row(programs.unchanged, "learned")}
-        joint, rest = phases.comparison(config, rows, (8, 8, 1), 10, STEPS)["learned"]
+    tiny = models.ResNet(10, stage_sizes=(1,), width=4)
+    rows = {"learned": phases.Row(programs.unchanged, "learned")}
+    joint, rest = phases.comparison(config, tiny, rows, (8, 8, 1), STEPS)["learned"]
     assert joint.epochs + rest.epochs == 2 and rest.unseen.share == 0
     return joint
 
