@@ -1,12 +1,12 @@
 """Checkpoints by orbax: atomic, finite, each file verified before it is read."""
 
-import errno
 import hashlib
 import json
 import logging
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -62,11 +62,7 @@ def save(manager: ocp.CheckpointManager, step: int, tree: Any) -> None:
         if not bool(np.all(np.abs(leaf.astype(np.float32)) < np.inf)):
             raise NonFiniteError(f"{jax.tree_util.keystr(path)} is not finite")
     folder = Path(manager.directory) / str(step)
-    needed = 2**20 + 2 * sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
     try:
-        # Before, since tensorstore's threads print tracebacks of their own when writing fails.
-        if shutil.disk_usage(folder.parent).free < needed:
-            raise OSError(os.strerror(errno.ENOSPC))
         with _quiet():
             manager.save(step, args=ocp.args.StandardSave(tree), force=True)
         write_json(folder / DIGESTS, _digests(folder))
@@ -94,8 +90,8 @@ def restore_newest(manager: ocp.CheckpointManager, like: Any) -> tuple[int, Any]
     if steps and not (folder / str(steps[0]) / DIGESTS).exists():
         # A kill came between the arrays and their digests.
         unfinished = folder / str(steps.pop(0))
-        logger.warning("checkpoint %s was not finished, removed", unfinished)
         shutil.rmtree(unfinished)
+        logger.warning("checkpoint %s was not finished, removed", unfinished)
         manager.reload()
     for position, step in enumerate(steps):
         # Before orbax opens it: what a damaged file raises there has nearly any type.
@@ -158,13 +154,23 @@ def _damage(folder: Path) -> str | None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Orbax logs, with a traceback, what its threads raise; it reaches us all the same."""
+    """Silences the tracebacks of what is raised in orbax's and tensorstore's threads.
+
+    It reaches us all the same; tensorstore's other threads, which end later, then only find orbax's
+    event loop closed.
+    """
     logger = logging.getLogger("absl")
     before, logger.disabled = logger.disabled, True
+    sys.unraisablehook = _unraisable
     try:
         yield
     finally:
         logger.disabled = before
+
+
+def _unraisable(error: Any) -> None:
+    if str(error.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(error)
 
 
 def _line(error: BaseException) -> str:

@@ -404,8 +404,10 @@ def _keep_stored(
     if most_bytes is None:
         return None
     mode = _PILLOW_MODES[features["image"].shape[-1] or 3]
-    _, encoded = stored.parse(source[0])
-    shape = stored.decode(encoded, mode, None, image_size, 0).shape
+    shape = image_size, image_size, len(mode)
+    if not image_size:
+        _, encoded = stored.parse(source[0])
+        shape = stored.decode(encoded, mode, None, 0, 0).shape
     if len(source) * math.prod(shape) <= most_bytes:
         return None
     labels = [stored.parse(record)[0] for record in _records(source)]

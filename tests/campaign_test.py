@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import random
+import resource
 import shlex
 import shutil
 import signal
@@ -49,6 +50,12 @@ def command(folder, environment, *flags):
     models.ResNetSmall = partial(models.ResNet, stage_sizes=(1,), width=4)
     sys.argv = ["paper.py", *flags]
     cli.run("paper", config.PRESETS, paper.main)
+
+
+def limited_command(most_bytes, *given):
+    """`command`, where no file may be larger."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
+    command(*given)
 
 
 class Place:
@@ -188,6 +195,20 @@ def test_a_full_disk(uninterrupted, shared, tmp_path, kib):
     print(f"{kib} KiB: {len(place.checkpoints())} checkpoints; {errors}")
     code, errors = place.end(place.start())
     assert code == 0 and errors.count("\n") == errors.count("is damaged, skipped"), errors
+    assert place.outcome() == uninterrupted[0]
+
+
+@pytest.mark.parametrize("kib", [20, 300])
+def test_a_limit_on_files(uninterrupted, shared, tmp_path, kib):
+    """As a quota has it, which does not show in what is free."""
+    place = Place(tmp_path / "place", shared)
+    process = PROCESSES.Process(target=limited_command, args=(kib * 1024, *place.given))
+    process.start()
+    code, errors = place.end(process)
+    print(f"{kib} KiB: {len(place.checkpoints())} checkpoints; {errors}")
+    assert (code, errors.count("\n")) == (1, 1), errors
+    assert errors.startswith("error: ") and "File too large" in errors
+    assert place.end(place.start()) == (0, "")
     assert place.outcome() == uninterrupted[0]
 
 

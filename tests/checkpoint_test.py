@@ -174,17 +174,6 @@ def test_what_the_system_said_is_named_and_the_newest_checkpoint_left(folder, mo
     assert restore(folder)[0] == 3
 
 
-def test_a_disk_with_too_little_space_is_named_before_anything_is_written(folder, monkeypatch):
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: mock.Mock(free=2**20))
-    before = sorted(folder.rglob("*"))
-    with (
-        checkpoint.open_manager(folder) as manager,
-        pytest.raises(OSError, match=r"4 cannot be written: No space left on device$"),
-    ):
-        checkpoint.save(manager, 4, tree(4))
-    assert sorted(folder.rglob("*")) == before
-
-
 @pytest.mark.parametrize("change", [{"new": np.zeros(2)}, {"new": None}])
 def test_another_structure_is_refused_in_one_line_and_removes_nothing(folder, change):
     before = sorted(folder.rglob("*"))

@@ -42,6 +42,10 @@ def test_what_fits_is_read_and_what_does_not_stays_on_disk(folder):
     scaled = data.load("digits", "test", folder, most_bytes=0, image_size=5).images
     expected = data.load("digits", "test", folder, image_size=5).images
     np.testing.assert_array_equal(scaled[17], expected[17])
+    large = {"data_dir": folder, "image_size": 10**8, "most_bytes": 0}
+    assert data.load("digits", "train", **large).images.shape == (1437, 10**8, 10**8, 1)
+    with pytest.raises(ValueError, match="choose a smaller image_size"):
+        data.load("digits", "test", **large | {"most_bytes": None})
 
 
 @pytest.mark.parametrize(
