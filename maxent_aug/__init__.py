@@ -15,7 +15,7 @@ Their operations, as in Pillow (`maxent_aug.operations`)
 Networks (`maxent_aug.models`)
     ResNet, ResNet18, ResNet34, ResNet50, ResNetSmall, Augmenter, StochasticAugmenter, Discriminator
 Training your own (`maxent_aug.steps`)
-    create_model_state, adversarial_step, matching_step
+    State, create_model_state, classifier_step, adversarial_step, matching_step, joint_step
 A learned augmenter in a file (`maxent_aug.augmenter_file`)
     save_augmenter, load_augmenter, export_augmenter
 What the augmenter did (`maxent_aug.diagnostics`)
@@ -75,7 +75,14 @@ from maxent_aug.spatial import (
     invert_affine,
     warp_affine,
 )
-from maxent_aug.steps import adversarial_step, create_model_state, matching_step
+from maxent_aug.steps import (
+    State,
+    adversarial_step,
+    classifier_step,
+    create_model_state,
+    joint_step,
+    matching_step,
+)
 
 __all__ = [
     "OPERATIONS",
@@ -88,6 +95,7 @@ __all__ = [
     "ResNet34",
     "ResNet50",
     "ResNetSmall",
+    "State",
     "StochasticAugmenter",
     "adjust_color",
     "adversarial_step",
@@ -97,6 +105,7 @@ __all__ = [
     "auto_augment",
     "bounded_affine",
     "boxes",
+    "classifier_step",
     "collapse",
     "color_jitter",
     "compose",
@@ -118,6 +127,7 @@ __all__ = [
     "grid_sample",
     "identity",
     "invert_affine",
+    "joint_step",
     "load_augmenter",
     "matching_step",
     "max_entropy_loss",

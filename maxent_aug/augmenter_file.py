@@ -18,14 +18,16 @@ from jax.typing import ArrayLike
 
 from maxent_aug.color import ColorBounds
 from maxent_aug.models import StochasticAugmenter
+from maxent_aug.operations import check_range
 from maxent_aug.run_folder import write_atomically, write_json
 from maxent_aug.spatial import AffineBounds
 from maxent_aug.steps import denormalize, normalize
 
 FORMAT = 4
 PLATFORMS = ("cpu", "cuda", "tpu")  # of an exported program
-# What else odd files raise: encrypted, nested without end, arrays beyond all memory, widths of 0.
+# What odd files raise, too: encrypted, nested without end, arrays beyond all memory, widths of 0.
 _ODD = (RuntimeError, MemoryError, ArithmeticError)
+_DAMAGE = (ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, *_ODD)
 _OF_FLAX = ("parent", "name")  # what every module has beside its own options
 
 
@@ -48,7 +50,7 @@ def save_augmenter(
 
     Raises:
       ValueError: on another network, weights that are not its own or not finite, or another mean,
-        sd or shape.
+        sd or shape; mean and sd lie in [0, 1].
     """
     if not isinstance(module, StochasticAugmenter):
         raise ValueError(f"module must be a StochasticAugmenter, got {type(module).__name__}")
@@ -87,10 +89,12 @@ def load_augmenter(
     Returns:
       A compiled function (key, images, uncertainty=None) -> (images, theta): key is a typed random
       key; images are [B, H, W, C], uint8 or float32 in 0..255, and keep their dtype; uncertainty is
-      [B] in [0, 1], H / log2 m of your own classifier on these images, by default that which images
-      never seen had at the end of the training; theta is [B, 2, 3]. It raises ValueError for images
-      of another shape than it was trained on, for uncertainties of another shape than [B] and,
-      where it is called with numbers and not traced, for uncertainties outside of [0, 1].
+      [B] in [0, 1], H / log2 m of your own classifier on these images, by default that which the
+      network assumes (of `experiments.learn`, that of images never seen at the end of its
+      training); theta is [B, 2, 3]. It raises ValueError for images of another shape than it was
+      trained on, for uncertainties of another shape than [B] and, where it is called with numbers
+      and not traced, for uncertainties outside of [0, 1] and images that are plainly of 0..1 or
+      normalised.
       With with_color it returns (images, theta, color), color [B, 4] as `adjust_color` takes it, of
       normalised images, or None if the augmenter leaves colours as they are.
 
@@ -106,9 +110,8 @@ def load_augmenter(
 
     @jax.jit
     def compiled(
-        key: Array, images: ArrayLike, uncertainty: ArrayLike | None = None
+        key: Array, images: Array, uncertainty: ArrayLike | None = None
     ) -> tuple[Any, ...]:
-        images = jnp.asarray(images)
         if images.shape[1:] != loaded.image_shape or images.dtype not in (jnp.uint8, jnp.float32):
             raise ValueError(
                 f"images must be uint8 or float32 [B, {', '.join(map(str, loaded.image_shape))}], "
@@ -127,6 +130,8 @@ def load_augmenter(
     def augment(
         key: Array, images: ArrayLike, uncertainty: ArrayLike | None = None
     ) -> tuple[Any, ...]:
+        images = jnp.asarray(images)
+        check_range(images)
         _check_uncertainty(uncertainty)
         return compiled(key, images, uncertainty)
 
@@ -286,8 +291,16 @@ def _read(path: Path) -> _Loaded:
         module = StochasticAugmenter(**about | bounds)
         params = traverse_util.unflatten_dict(arrays, sep="/")
         _check(module, params, mean, sd, shape)
-    except (ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, *_ODD):
-        raise ValueError(f"{path} {reason}") from None
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        EOFError,
+        zipfile.BadZipFile,
+        *_ODD,
+    ) as error:
+        raise ValueError(f"{path} {reason}") from error
     return _Loaded(module, params, mean, sd, shape)
 
 
@@ -301,6 +314,8 @@ def _check(
     finite = all(np.isfinite(x).all() for x in jax.tree.leaves((params, mean, sd)))
     if not finite or (sd <= 0).any():
         raise ValueError("weights, mean and sd must be finite, sd above 0")
+    if (mean < 0).any() or (np.maximum(mean, sd) > 1).any():
+        raise ValueError(f"mean and sd must be of images / 255, in [0, 1], got {mean} and {sd}")
     key = jax.eval_shape(jax.random.key, 0)
     image = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
     wanted = jax.eval_shape(module.init, key, image, key)["params"]

@@ -45,8 +45,9 @@ def adjust_color(images: ArrayLike, color: ArrayLike) -> Array:
         raise ValueError(
             f"images must be floating point [..., H, W, 3], got {images.dtype} {images.shape}"
         )
-    if color.shape[-1:] != (4,):
-        raise ValueError(f"color must be [..., 4], got {color.shape}")
+    count = len(ColorBounds._fields)
+    if color.shape[-1:] != (count,):
+        raise ValueError(f"color must be [..., {count}], got {color.shape}")
     try:
         jnp.broadcast_shapes(images.shape[:-3], color.shape[:-1])
     except ValueError:
@@ -55,7 +56,7 @@ def adjust_color(images: ArrayLike, color: ArrayLike) -> Array:
         ) from None
     dtype = jnp.promote_types(jnp.promote_types(images.dtype, color.dtype), jnp.float32)
     images = images.astype(dtype)
-    coordinates = (color.astype(dtype)[..., i, None, None, None] for i in range(4))
+    coordinates = (color.astype(dtype)[..., i, None, None, None] for i in range(count))
     brightness, log_contrast, log_saturation, hue = coordinates
     grey = images.mean(-1, keepdims=True)
     middle = grey.mean((-3, -2), keepdims=True)

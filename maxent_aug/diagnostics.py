@@ -106,7 +106,7 @@ def describe(theta: Array, size: tuple[int, int], color: ArrayLike | None = None
 
     Returns:
       N descriptions of what is seen done to the picture; "unchanged" where no point moves by
-      0.05 px or more and no colour changes by what is said.
+      0.05 px or more and no colour changes by what is said; "not finite" of what is not.
 
     Raises:
       ValueError: if theta is not [N, 2, 3], or color not [N, 4].
@@ -119,7 +119,7 @@ def describe(theta: Array, size: tuple[int, int], color: ArrayLike | None = None
         if np.shape(color) != (len(said), 4):
             raise ValueError(f"color has shape {np.shape(color)}; here it must be [{len(said)}, 4]")
         for words, each in zip(said, np.asarray(color, np.float64), strict=True):
-            words += _color_words(*each)
+            words += _color_words(*each) if np.isfinite(each).all() else ["colours not finite"]
     return [", ".join(filter(None, words)) or "unchanged" for words in said]
 
 
@@ -224,8 +224,11 @@ def boxes(half_width: Array) -> dict[str, Array]:
       ValueError: on another shape.
     """
     half_width = jnp.asarray(half_width)
-    if half_width.ndim != 2 or half_width.shape[1] not in (6, 10):
-        raise ValueError(f"half_width must be [N, 6] or [N, 10], got {half_width.shape}")
+    affine, with_color = len(AffineBounds._fields), len(COORDINATES)
+    if half_width.ndim != 2 or half_width.shape[1] not in (affine, with_color):
+        raise ValueError(
+            f"half_width must be [N, {affine}] or [N, {with_color}], got {half_width.shape}"
+        )
     means = half_width.mean(0)
     names = [name for name, _ in COORDINATES][: len(means)]
     found = {f"half_width_{name}": mean for name, mean in zip(names, means, strict=True)}
@@ -291,6 +294,8 @@ def _seen(theta: Array, size: tuple[int, int]) -> tuple[dict[str, Array], Array]
 
 
 def _words(part: dict[str, Any], furthest: float) -> list[str]:
+    if not np.isfinite(furthest):
+        return ["not finite"]
     if furthest < VISIBLE_PX:
         return []
     turned, sheared = _number(abs(part["rotation_deg"])), f"{part['shear']:.2f}"

@@ -307,7 +307,7 @@ def collapses(
     """
     figure = _figure(5.4)
     axes = figure.subplots()
-    forms = list(dict.fromkeys(name.split("-")[0] for name in table))
+    forms = list(dict.fromkeys(name.rsplit("-", 3)[0] for name in table))
     colours = _colours(forms)
     shapes = {
         ("free", "deterministic"): "o",
@@ -316,7 +316,7 @@ def collapses(
         ("bounded", "stochastic"): "D",
     }
     for name, row in table.items():
-        form, judge, theta, draws = name.split("-")
+        form, judge, theta, draws = name.rsplit("-", 3)
         colour = colours[form]
         axes.scatter(
             max(row["distance_from_identity"], 1e-4),

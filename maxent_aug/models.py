@@ -31,8 +31,10 @@ Conv1x1 = partial(nn.Conv, kernel_size=(1, 1), use_bias=False, kernel_init=fan_o
 
 
 def _check_images(images: Array) -> None:
-    if images.ndim != 4:
-        raise ValueError(f"images must be [B, H, W, C], got {images.shape}")
+    if images.ndim != 4 or not jnp.issubdtype(images.dtype, jnp.floating):
+        raise ValueError(
+            f"images must be floating point [B, H, W, C], got {images.dtype} {images.shape}"
+        )
 
 
 class BasicBlock(nn.Module):
@@ -197,6 +199,7 @@ class Augmenter(nn.Module):
 
         Raises ValueError if it is stochastic and gets no key.
         """
+        _check_images(images)
         outputs = 12 if self.stochastic else 6
         start = _identity if self.bounds is None else nn.initializers.zeros
 

@@ -12,6 +12,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from maxent_aug.spatial import divided_like, take_pixels
@@ -21,6 +22,7 @@ OPERATIONS = (
     "contrast", "sharpness", "posterize", "solarize", "autocontrast", "equalize", "invert",
 )  # fmt: skip
 
+MOST_SIDE = 2**15 - 1  # positions are Pillow's, of 16 bits and 16 after the point
 # Of so many images as there are in a batch / _GROUPS at a time the slow operations are computed on
 # a CPU: few, as each loop is for 2 or 3 of the 14 operations that are drawn.
 _GROUPS = 16
@@ -52,18 +54,22 @@ def apply_operations(
       that cuts what rounding alone keeps from being the next level.
 
     Raises:
-      ValueError: on other shapes or dtypes.
+      ValueError: on other shapes or dtypes, and, where it is called with numbers and not traced,
+        on images that are plainly of 0..1 or normalised.
     """
     images = check_images(images, (1, 3))
     operation, magnitude = jnp.asarray(operation), jnp.asarray(magnitude, jnp.float32)
     shape, last = operation.shape, images.shape[0]
     if not jnp.issubdtype(operation.dtype, jnp.integer):
         raise ValueError(f"operation must be integers, got {operation.dtype}")
+    if max(images.shape[1:3]) > MOST_SIDE:
+        raise ValueError(f"images must be at most {MOST_SIDE} a side, got {images.shape}")
     if shape != magnitude.shape or shape not in ((last,), (*shape[:1], last)):
         raise ValueError(
             f"operation and magnitude must be [B] or [n, B] with B = {last}, "
             f"got {shape} and {magnitude.shape}"
         )
+    check_range(images)
     levels = in_dtype(images, jnp.dtype(jnp.uint8))
     operation, magnitude = operation.reshape(-1, last), magnitude.reshape(-1, last)
     levels = divided_like(levels, _apply_in_turn)(
@@ -113,6 +119,24 @@ def check_images(images: ArrayLike, channels: tuple[int, ...] | None = None) -> 
         allowed = " or ".join(map(str, channels))
         raise ValueError(f"images must have {allowed} channels, got {images.shape[-1]}")
     return images
+
+
+def check_range(images: Array) -> None:
+    """ValueError for float images that are known, not traced, and plainly not of 0..255.
+
+    Those of 0..1, or normalised, which rounding and clipping would leave nothing of.
+    """
+    known = not isinstance(images, Tracer) and images.is_fully_addressable and images.size
+    if not known or not jnp.issubdtype(images.dtype, jnp.floating):
+        return
+    low, high, whole = jax.device_get(_range(images))
+    if (low < 0 and high <= 16) or (high <= 1 and not whole):
+        raise ValueError(f"images must be of 0..255, got {low:.3g} to {high:.3g}")
+
+
+@jax.jit
+def _range(images: Array) -> tuple[Array, Array, Array]:
+    return images.min(), images.max(), jnp.all(images == jnp.round(images))
 
 
 def check_fill(fill: ArrayLike, images: Array) -> Array:

@@ -3,12 +3,14 @@
 An image policy is a function `policy(key, images, **options) -> images`, a mixing policy
 `policy(key, images, labels, **options) -> (images, labels)`. key is a `jax.random.key` for the
 whole batch; images are [B, H, W, C], uint8 or float32 in 0..255, and keep their dtype; options are
-set with `functools.partial`. All run under `jit`, and under `jax.shard_map`, where each device has
-its own part of a batch, and a key alike means draws alike. `jax.export` takes a symbolic B, but of
-color_jitter, mixup and cutmix, since JAX shuffles no unknown number.
+set with `functools.partial`. Where values are rounded or clipped, images that are plainly of 0..1,
+or normalised, raise ValueError, if they are known and not traced. All run under `jit`, and under
+`jax.shard_map`, where each device has its own part of a batch, and a key alike means draws alike.
+`jax.export` takes a symbolic B, but of color_jitter, mixup and cutmix, since JAX shuffles no
+unknown number.
 """
 
-import math
+import inspect
 from collections.abc import Callable
 from numbers import Integral
 from typing import Any
@@ -25,6 +27,7 @@ from maxent_aug.operations import (
     apply_operations,
     check_fill,
     check_images,
+    check_range,
     in_dtype,
     pixels_at,
 )
@@ -40,6 +43,7 @@ from maxent_aug.spatial import (
 _DRAWN = len(OPERATIONS) - 1
 _SIGNED = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate", "brightness", "color",
            "contrast", "sharpness")  # fmt: skip
+MOST_PIXELS = 2**30  # of a size, which int32 counts
 _BINS = 31  # torchvision's num_magnitude_bins
 # AutoAugment's policy for CIFAR-10: (operation, probability, magnitude of 0..9), twice.
 _CIFAR10_POLICY = (
@@ -70,6 +74,8 @@ _CIFAR10_POLICY = (
     (("translate_y", 0.7, 9), ("autocontrast", 0.9, 0)),
 )
 
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
 ImagePolicy = Callable[..., Array]
 MixingPolicy = Callable[..., tuple[Array, Array]]
 
@@ -83,16 +89,35 @@ def compose(*policies: Callable[..., Any]) -> Callable[..., Any]:
 
     Returns:
       A policy of the same kind.
+
+    Raises:
+      ValueError: where it is called with labels and one takes none, or the reverse.
     """
 
     def composed(key: Array, images: ArrayLike, *labels: ArrayLike) -> Any:
         batch = images, *labels
         for index, policy in enumerate(policies):
+            _check_kind(policy, mixes=bool(labels))
             result = policy(jax.random.fold_in(key, index), *batch)
             batch = result if labels else (_images(result),)
         return batch if labels else batch[0]
 
     return composed
+
+
+def _check_kind(policy: Callable[..., Any], *, mixes: bool) -> None:
+    """Raises ValueError unless a policy's positional parameters are those of its kind."""
+    parameters = inspect.signature(policy).parameters.values()
+    if any(each.kind is each.VAR_POSITIONAL for each in parameters):
+        return
+    needed = [
+        each for each in parameters if each.default is each.empty and each.kind in _POSITIONAL
+    ]
+    name = getattr(getattr(policy, "func", policy), "__name__", repr(policy))
+    if mixes and len(needed) < 3:
+        raise ValueError(f"{name} takes no labels: beside policies that do, with_labels({name})")
+    if not mixes and len(needed) > 2:
+        raise ValueError(f"{name} needs labels: call what is composed with (key, images, labels)")
 
 
 def with_labels(policy: ImagePolicy) -> MixingPolicy:
@@ -168,7 +193,7 @@ def flip_crop(key: Array, images: ArrayLike, *, pad: int = 4, padding_mode: str 
         raise ValueError(f'padding_mode must be "zeros" or "reflect", got {padding_mode!r}')
     if (
         not isinstance(pad, Integral)
-        or pad < 0
+        or not 0 <= pad < MOST_PIXELS
         or (padding_mode == "reflect" and pad >= min(height, width))
     ):
         raise ValueError(
@@ -197,7 +222,7 @@ def random_affine(
 ) -> Array:
     """Affine transforms whose six coordinates are uniform in [-bound, bound].
 
-    The control of a learned augmenter: its coordinates, its sampler, no learning.
+    With its bounds the control of a learned augmenter: its coordinates, its sampler, no learning.
     torchvision's RandomAffine, in the parts of `affine_matrix`.
 
     Args:
@@ -214,6 +239,7 @@ def random_affine(
         finite numbers, at least 0.
     """
     images = check_images(images)
+    check_range(images)
     shares = jax.random.uniform(key, (images.shape[0], 6), minval=-1.0)
     theta = bounded_affine(shares, bounds)
     warped = warp_affine(images, theta, mode=interpolation, padding_mode=padding_mode)
@@ -285,7 +311,7 @@ def cutout(key: Array, images: ArrayLike, *, size: int = 16, fill: ArrayLike = 0
     """
     images = check_images(images)
     batch, height, width, _ = images.shape
-    if not isinstance(size, Integral) or size < 1:
+    if not isinstance(size, Integral) or not 1 <= size < MOST_PIXELS:
         raise ValueError(f"size must be a whole number, at least 1, got {size}")
     keys = jax.random.split(key)
     cut = _box(keys, (height, width), jnp.full((2, batch), size))
@@ -380,8 +406,8 @@ def cutmix(
 
 
 def _mixing_weight(key: Array, batch: int, alpha: float) -> Array:
-    if not 0 < alpha < math.inf:
-        raise ValueError(f"alpha must be above 0 and finite, got {alpha}")
+    if not 1e-30 <= alpha <= 1e30:  # of what float32 can tell from 0 and infinity
+        raise ValueError(f"alpha must be above 0 and finite, 1e-30 to 1e30, got {alpha}")
     return jax.random.beta(key, alpha, alpha, (batch,), jnp.float32)
 
 

@@ -60,10 +60,10 @@ NAMES = {
 def collapse_of_seeds(records: Sequence[Record]) -> dict[str, Any]:
     """What `COLLAPSE_ROWS` shows: means over records, one of each seed, and `per_seed`.
 
-    Figures that no record has are left out.
+    Figures that not all records have, such as new ones in an older folder, are left out.
     """
     names = [name for key, deviation, *_ in COLLAPSE_ROWS for name in (key, deviation) if name]
-    names = [name for name in names if any(name in record for record in records)]
+    names = [name for name in names if all(record.get(name) is not None for record in records)]
     per_seed = [{name: record[name] for name in names} for record in records]
     means = {name: fmean(values[name] for values in per_seed) for name in names}
     if "rotation_deg" in means:  # of angles: that of 175° and -175° is 180°

@@ -321,7 +321,7 @@ def _sample(
 ) -> jax.Array:
     """The image at x, y, in pixels from the image's centre."""
     for name, value, allowed in (
-        ("mode", mode, _MODES),
+        ("interpolation mode", mode, _MODES),
         ("padding_mode", padding_mode, _PADDING_MODES),
         ("method", method, _METHODS),
     ):

@@ -111,8 +111,8 @@ def classifier_step(
     """Phases 1 and 3: one update of the classifier, on the augmenter's images if there is one.
 
     Args:
-      state: its augmenter, frozen here, may be None; its classifier any that takes `train`, with
-        or without batch statistics and dropout.
+      state: its augmenter, frozen here, may be None; its classifier any that takes `train`,
+        False by default, with or without batch statistics and dropout.
       images: [B, H, W, C] normalised.
       labels: [B] integers, or [B, m] probabilities.
       key: a typed random key, for the augmenter's draws and dropout.
@@ -229,7 +229,8 @@ def adversarial_step(
 
     Args:
       augmenter: maps images, and the key if there is one, to (augmented images, theta).
-      discriminator: maps images to logits [B]; None leaves its terms out of V.
+      discriminator: maps images to logits [B]; None leaves its terms out of V. Batch statistics,
+        if either network has some, stay as they are.
       images: [B, H, W, C] normalised.
       classify: a frozen classifier, images -> logits [B, m]; any differentiable function.
       form, target: of `max_entropy_loss`.

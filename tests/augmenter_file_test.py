@@ -116,6 +116,8 @@ def test_colours_are_kept(tmp_path):
         ({"sd": np.ones((3, 1))}, "sd must be"),
         ({"mean": MEAN * np.nan}, "must be finite"),
         ({"sd": SD * 0}, "sd above 0"),
+        ({"mean": MEAN * 255, "sd": SD * 255}, r"of images / 255, in \[0, 1\], got"),
+        ({"mean": -MEAN}, r"in \[0, 1\], got"),
         ({"mean": None}, "mean must be"),
         ({"image_shape": (8, 10)}, r"image_shape must be \(H, W, C\), .* got \(8, 10\)"),
         ({"image_shape": (2, 8, 10, 3)}, "image_shape must be"),
@@ -209,6 +211,13 @@ def test_what_cannot_be_exported_is_named(path, augmenter, to, words, capsys):
 def test_images_of_another_shape_are_named(path):
     with pytest.raises(ValueError, match=r"\[B, 8, 10, 3\], got uint8 \(2, 8, 8, 3\)"):
         load_augmenter(path)(KEY, np.zeros((2, 8, 8, 3), np.uint8))
+
+
+def test_images_of_another_range_are_named(path):
+    images = np.random.default_rng(0).uniform(0, 1, (2, *SHAPE)).astype(np.float32)
+    for wrong in (images, 4 * images - 2):
+        with pytest.raises(ValueError, match=r"images must be of 0..255, got"):
+            load_augmenter(path)(KEY, wrong)
 
 
 def truncated(path):

@@ -147,8 +147,7 @@ def test_a_diverged_transform_is_not_hidden(broken, entry):
     theta = IDENTITY.at[entry].set(broken)
     seen = seen_by_jit(theta, SIZE)
     assert np.isnan(seen["rotation_deg"]) or np.isnan(seen["shift_y_px"])
-    words = diagnostics.describe(theta[None], SIZE)[0]
-    assert "nan" in words and "1000" not in words
+    assert diagnostics.describe(theta[None], SIZE) == ["not finite"]
 
 
 def test_displacement_is_that_of_the_corner_that_moves_most():
@@ -202,7 +201,8 @@ def test_describe_says_what_was_done_to_colours(color, words):
     assert diagnostics.describe(theta[None], SIZE, np.array([color])) == [words]
     alone = words.removeprefix("turned 12° left").removeprefix(", ") or "unchanged"
     assert diagnostics.describe(IDENTITY[None], SIZE, np.array([color])) == [alone]
-    assert "nan" in diagnostics.describe(theta[None], SIZE, np.full((1, 4), np.nan))[0]
+    broken = diagnostics.describe(IDENTITY[None], SIZE, np.full((1, 4), np.nan))
+    assert broken == ["colours not finite"]
     with pytest.raises(ValueError, match=r"must be \[1, 4\]"):
         diagnostics.describe(theta[None], SIZE, np.array(color))
 

@@ -353,12 +353,16 @@ def test_stages_may_be_a_list():
     ],
     ids=lambda network: type(network).__name__,
 )
-@pytest.mark.parametrize("shape", [(8, 8, 3), (1, 1, 8, 8, 3)])
-def test_images_without_a_batch_are_refused(network, shape):
+@pytest.mark.parametrize(
+    "images",
+    [jnp.zeros((8, 8, 3)), jnp.zeros((1, 1, 8, 8, 3)), jnp.zeros((1, 8, 8, 3), jnp.uint8)],
+)
+def test_other_images_are_refused(network, images):
+    """Without a batch, or of integers, which are not normalised and have no gradient."""
     keys = jax.random.split(jax.random.key(0))
     rest = keys[1:] if isinstance(network, models.StochasticAugmenter) else ()
-    with pytest.raises(ValueError, match=r"images must be \[B, H, W, C\], got"):
-        network.init(keys[0], jnp.zeros(shape), *rest)
+    with pytest.raises(ValueError, match=r"images must be floating point \[B, H, W, C\], got"):
+        network.init(keys[0], images, *rest)
 
 
 @pytest.mark.parametrize("color", [None, ColorBounds()])

@@ -389,6 +389,11 @@ def test_compose_with_the_learned_augmenter():
         (lambda x: ma.random_affine(KEY, x, bounds=(0, 0, 0, 0, 0, -1)), "at least 0"),
         (lambda x: ma.random_affine(KEY, x, padding_mode="wrap"), "padding_mode"),
         (lambda x: ma.random_affine(KEY, x, interpolation="cubic"), "bicubic.* got 'cubic'"),
+        (lambda x: ma.cutout(KEY, x, size=2**40), "size must be a whole number.* got 10995"),
+        (lambda x: ma.flip_crop(KEY, x, pad=2**31), "pad must be a whole number.* got 21474"),
+        (lambda x: ma.cutmix(KEY, x, np.zeros((24, 4)), alpha=1e-46), "1e-30 to 1e30, got 1e-46"),
+        (lambda x: ma.mixup(KEY, x, np.zeros((24, 4)), alpha=1e39), "1e-30 to 1e30, got 1e.39"),
+        (lambda x: ma.trivial_augment(KEY, np.zeros((1, 1, 2**15, 1), np.uint8)), "at most 32767"),
         (lambda x: ma.cutout(KEY, x, size=0), "size must be a whole number, at least 1, got 0"),
         (lambda x: ma.cutout(KEY, x, size=2.5), "size must be a whole number.* got 2.5"),
         (lambda x: ma.cutout(KEY, x, fill=(1, 2)), r"fill must be a number or \[3\]"),
@@ -407,6 +412,20 @@ def test_compose_with_the_learned_augmenter():
         (lambda x: ma.mixup(KEY, x, np.zeros((24, 4)), alpha=0), "alpha must be above 0.* got 0"),
         (lambda x: ma.cutmix(KEY, x, np.zeros((24, 4)), alpha=np.nan), "alpha .* got nan"),
         (lambda x: ma.random_affine(KEY, x, bounds=(np.nan,) * 6), "six finite numbers"),
+        (lambda x: ma.random_affine(KEY, np.float32(x / 255)), "of 0..255, got 0 to 1$"),
+        (lambda x: ma.trivial_augment(KEY, np.float32(x / 60 - 2)), "of 0..255, got -2 to 2.25"),
+        (lambda x: ma.color_jitter(KEY, np.float32(x / 255)), "of 0..255"),
+        (
+            lambda x: ma.compose(ma.flip, ma.mixup)(KEY, x, np.zeros(24, int)),
+            r"flip takes no labels: .* with_labels\(flip\)",
+        ),
+        (lambda x: ma.compose(ma.flip, partial(ma.cutmix, alpha=1))(KEY, x), "cutmix needs labels"),
+        (
+            lambda x: ma.compose(lambda key, images, uncertainty=None: (images, images))(
+                KEY, x, np.zeros(24, int)
+            ),
+            "takes no labels",
+        ),
         (lambda x: ma.apply_operations(x, np.ones(24), np.ones(24)), "must be integers, got float"),
     ],
 )

@@ -166,6 +166,12 @@ def test_seeds_are_means_and_of_angles_on_the_circle():
     assert found == {"rotation_deg": pytest.approx(-175.0), "shear_sd": 1.5, "per_seed": records}
 
 
+def test_a_figure_that_an_older_seed_lacks_is_left_out():
+    records = [{"scale": 1.0}, {"scale": 2.0, "spread": 1.0}]
+    per_seed = [{"scale": 1.0}, {"scale": 2.0}]
+    assert collapse_of_seeds(records) == {"scale": 1.5, "per_seed": per_seed}
+
+
 def test_what_was_tested_on_is_said(write):
     for tested_on in ("test images", "held-out training images"):
         text = Page(write(RESULT | {"tested_on": tested_on})).text
