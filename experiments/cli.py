@@ -52,8 +52,8 @@ WORKDIR = flags.DEFINE_string(
 DATA_DIR = flags.DEFINE_string(
     "data_dir",
     None,
-    "of tensorflow-datasets; by default TFDS_DATA_DIR or ~/tensorflow_datasets; for "
-    "--config.data.name=folder the folder of pictures",
+    "folder of tensorflow-datasets or (data.name=folder) of your pictures; by default "
+    "TFDS_DATA_DIR or ~/tensorflow_datasets",
 )
 SEEDS = flags.DEFINE_integer("seeds", 1, "repetitions, with seeds 0, 1, ...", lower_bound=1)
 COMPILATION_CACHE = flags.DEFINE_bool(
@@ -82,8 +82,12 @@ DISTRIBUTED = flags.DEFINE_bool(
     "under SLURM, elsewhere from the next three flags",
 )
 COORDINATOR = flags.DEFINE_string("coordinator_address", None, "HOST:PORT, of process 0")
-NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "of the run", lower_bound=1)
-PROCESS_ID = flags.DEFINE_integer("process_id", None, "this one's, from 0 on", lower_bound=0)
+NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes", None, "how many processes the run has", lower_bound=1
+)
+PROCESS_ID = flags.DEFINE_integer(
+    "process_id", None, "number of this process, from 0 on", lower_bound=0
+)
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 
@@ -229,8 +233,13 @@ def _help(presets: Mapping[str, Training]) -> str:
     for name in names:
         line = textwrap.shorten(str(own[name].help), 75, placeholder=" ...")
         lines.append(f"  --{name:<20} {line}")
-    lines += ["", "What the presets say, and --config.NAME=VALUE changes:", *_table(presets), ""]
-    return "\n".join([*lines, "--helpfull says what each is, and what is allowed."])
+    lines += [
+        "",
+        "Values of the presets; change any with --config.NAME=VALUE:",
+        *_table(presets),
+        "",
+    ]
+    return "\n".join([*lines, "--helpfull explains each, and says what is allowed."])
 
 
 def _table(presets: Mapping[str, Training]) -> Iterator[str]:

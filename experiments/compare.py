@@ -2,10 +2,9 @@
 
 Policies are those of maxent_aug.policies, joined by + to apply one after the other; the last may be
 one that learns: printed, intended, gap and target, the paper's augmenter by the form of its loss;
-learned, which is trained together with its classifier, as wide as leaves images never seen about as
-certain; and replayed, a new classifier on what that augmenter did, from its first epoch on. A:B has
-policy A for half of the images and B for the others; flip+learned:B has B for those without an
-affine transform.
+learned, the augmenter of experiments.learn, trained together with its classifier; and replayed, a
+new classifier on what that augmenter did, from its first epoch on. A:B has policy A for half of the
+images and B for the others; flip+learned:B has B for those without an affine transform.
 Run it again in the same folder to resume, or to add policies and seeds: the table has all rows
 that are done there.
 
@@ -43,9 +42,9 @@ LONGEST_NAME = 200  # of a row, which files are named by
 POLICIES = flags.DEFINE_list(
     "policies",
     [*NAMES, "printed", "intended", *phases.MATCHING, "flip_crop+cutout", "flip+learned"],
-    f"rows of the table, of {ALLOWED}; + joins several, of {TRAINED[0]} to {TRAINED[-1]} at most "
-    "one, as the last; A:B has A for half of the images (learned: those with an affine transform), "
-    "B for the others",
+    f"rows of the table; A+B: A, then B; A:B: half each; of {ALLOWED}; of {TRAINED[0]} to "
+    f"{TRAINED[-1]} at most one, as the last of those joined by +; A:B has A for half of the "
+    "images (learned: those with an affine transform), B for the others",
 )
 
 
@@ -276,7 +275,7 @@ def _draw_table(workdir: Path, result: Mapping[str, Any]) -> None:
 
 
 def _print(settings: cli.Settings, result: Mapping[str, Any]) -> None:
-    heads = [f"- {control} (95 %)" for control in CONTROLS]
+    heads = [f"minus {control} (95 %)" for control in CONTROLS]
     wide = max(map(len, (*result["table"], "entropy_magnitude")))
     print(f"\non {result['tested_on']}:")
     print(f"{'':<{wide + 4}}accuracy      sd   n{heads[0]:>28}{heads[1]:>28}  time / identity")
@@ -288,7 +287,7 @@ def _print(settings: cli.Settings, result: Mapping[str, Any]) -> None:
         print(f"  {name:<{wide}}  {row['mean']:.4f}  {sd}  {row['n']:>2}{against}{time:>17}")
     print(f"\n{result['note']}")
     print(f"{duration(result['seconds'])} on {result['device']}")
-    print(f"compare.json, and in figures a plot and a picture of each row, in {settings.workdir}")
+    print(f"compare.json, figures/comparison.png and a picture of each row: {settings.workdir}")
     print(f"to go on: {cli.with_more_seeds(settings)}")
 
 

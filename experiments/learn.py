@@ -3,8 +3,8 @@
 The augmenter draws an affine transform for each image from a box that follows from how certain the
 classifier is of it, and learns the largest boxes in which images that the classifier has never seen
 lose hardly any certainty. In the last tenth of its training the classifier learns from all images,
-the augmenter frozen. Any tensorflow-datasets name or a folder of pictures will do. Run it
-again in the same folder to resume.
+the augmenter frozen. Any tensorflow-datasets name or a folder of pictures will do. Leaves
+augmenter.npz, report.html and result.json. Run it again in the same folder to resume.
 
   python -m experiments.learn --preset=quick    digits, about a minute on 2 cores
   python -m experiments.learn --config.data.name=folder --data_dir=PATH --config.data.image_size=64
@@ -188,16 +188,17 @@ def _print(workdir: Path, result: Mapping[str, Any]) -> None:
     row, learned = result["table1"]["learned"], result["collapse"]["learned"]
     sd = "" if row["sd"] is None else f" ± {row['sd']:.4f}"
     print(f"\naccuracy on {result['tested_on']} {row['mean']:.4f}{sd}, n = {len(row['per_seed'])}")
-    print(f"on augmented ones {learned['test_augmented_accuracy']:.4f}")
-    print("half-widths, shares of the bounds:")
+    print(f"accuracy on the same images, augmented, {learned['test_augmented_accuracy']:.4f}")
+    print("mean half-widths (0: no change, 1: up to the bound):")
     for name, _ in diagnostics.COORDINATES:
         if f"half_width_{name}" in learned:
             print(f"  {name:<16}{learned[f'half_width_{name}']:.2f}")
     if _unlearned(result):
-        print("all are as they began: to learn, an augmenter needs more epochs or images")
+        print("all are as they began: train for more epochs, or on more images")
     print(f"\n{duration(result['seconds'])} on {result['device']}")
     print(f"open {workdir / 'report.html'}; apply the augmenter in your own training loop:")
-    print(f'  maxent_aug.load_augmenter("{workdir / "augmenter.npz"}")(key, images, uncertainty)')
+    print(f'  augment = maxent_aug.load_augmenter("{workdir / "augmenter.npz"}")')
+    print("  images, theta = augment(key, images, maxent_aug.uncertainty(logits))")
 
 
 def _unlearned(result: Mapping[str, Any]) -> bool:

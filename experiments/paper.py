@@ -179,12 +179,12 @@ def _print(settings: cli.Settings, result: dict[str, Any]) -> None:
         paper = "     -" if cells["paper"] is None else f"{cells['paper']:.4f}"
         print(f"  {row:<30} {cells['mean']:.4f}  {sd}  {len(cells['per_seed']):>2}  {paper}")
     collapse = result["collapse"]
-    print(f"\n{'Collapse':<30}" + "".join(f"{form:>12}" for form in collapse))
+    print(f"\n{'What the augmenter does':<30}" + "".join(f"{form:>12}" for form in collapse))
     for name in (name for name in next(iter(collapse.values())) if name != "per_seed"):
         print(f"  {name:<28}" + "".join(f"{means[name]:>12.4f}" for means in collapse.values()))
     print(f"\n{duration(result['seconds'])} on {result['device']}")
     print(f"figures, metrics.jsonl and result.json in {settings.workdir}")
-    print(f"open {settings.workdir / 'report.html'}; an augmenter that does not collapse:")
+    print(f"open {settings.workdir / 'report.html'}\nto learn an augmenter that does not collapse:")
     flags = cli.given_flags(lambda name: name.startswith(SHARED_FLAGS))
     print(f"  python -m experiments.learn --preset={NEXT[settings.preset]} {flags}".rstrip())
 

@@ -252,8 +252,8 @@ class StochasticAugmenter(nn.Module):
         empty corners, costs certainty that its transform alone would not.
       start_width: half_width of every coordinate of a new augmenter, between least_width and 1.
       least_width: above 0.
-      share: of the images that get an affine transform; of a batch in training, whole images in
-        each group of `partition`.
+      share: of the images that get an affine transform: by chance in a call, a fixed number in
+        training (`partition`).
       others_shift: by which the other images are shifted at most, to either side and up or down, as
         a share of width and height; by whole pixels, and so without blur. None leaves them as they
         are, their colours, too.
@@ -299,9 +299,9 @@ class StochasticAugmenter(nn.Module):
 
     def box(self, uncertainty: Array) -> Box:
         """The box of an image of each uncertainty [B]."""
-        # Both ends of its range matter: most images are either learned by heart or not.
-        known = jnp.stack([3 * uncertainty, 3 + 0.6 * jnp.log(uncertainty + 1e-4)], axis=-1)
-        raw = self.output_layer(nn.silu(self.hidden_layer(known)))
+        # Linear and log: most images are near either end of [0, 1].
+        features = jnp.stack([3 * uncertainty, 3 + 0.6 * jnp.log(uncertainty + 1e-4)], axis=-1)
+        raw = self.output_layer(nn.silu(self.hidden_layer(features)))
         half_width = self.least_width + (1 - self.least_width) * nn.sigmoid(raw)
         # Of shares s from 0 to 1: log s, and -log(1 - s) / 20, which together are best at 20 / 21.
         log_volume, edge = nn.log_sigmoid(raw), nn.softplus(raw) / 20
@@ -321,7 +321,7 @@ class StochasticAugmenter(nn.Module):
 
         The first `number` of each of so many equal groups. Groups are 8, if that divides the
         images, so that up to 8 devices have equal parts, and need not send images to each other.
-        So of a small batch the share is a rounded one, by up to half an image a group.
+        The share is therefore rounded, by up to half an image a group.
         """
         groups = math.gcd(count, 8) if self.share * count >= 8 else 1
         return groups, max(1, round(self.share * count / groups))

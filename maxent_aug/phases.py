@@ -30,17 +30,17 @@ from maxent_aug.config import (
 )
 from maxent_aug.spatial import DEFAULT_BOUNDS, AffineBounds
 
-# All that is random in a phase is drawn from fold_in(key(seed), KINDS[kind]); so a classifier that
-# is trained in one phase begins as one that is pretrained.
+# All that is random in a phase is drawn from fold_in(key(seed), KINDS[kind]). Kinds
+# that make a new classifier share 0, so that for a seed all begin with the same weights.
 KINDS = {"pretrain": 0, "augment": 1, "finetune": 2, "train": 0, "joint": 0, "replay": 0}
-MATCHING = ("learned", "replayed")  # augmenters of a comparison that learn from unseen images
+MATCHING = ("learned", "replayed")  # by `joint_step`, or replaying one that was
 SNAPSHOTS = 20  # of an augmenter, for a replay, if it has as many updates
 LAST_UPDATE = 2**31 - 1  # optimisers count in int32
 
 
 @dataclass(frozen=True)
 class Phase:
-    """One leg of a run: which networks are trained, how long, and from which phase's end."""
+    """A part of a run: which networks are trained, how long, and from which phase's end."""
 
     branch: str
     kind: str
@@ -60,9 +60,10 @@ class Phase:
 class Row(NamedTuple):
     """Of a comparison.
 
-    The policy of all images; the augmenter: None, a form of the paper's loss, "learned" from images
-    never seen (`steps.joint_step`), or such a one "replayed"; and, if one of the last two leaves
-    images without an affine transform alone, their policy.
+    Attributes:
+      policy: of all images, before the augmenter.
+      augmenter: None, a form of the paper's loss, or one of MATCHING.
+      others: with MATCHING, the policy of images without an affine transform; None shifts them.
     """
 
     policy: programs.Policy
@@ -96,13 +97,13 @@ def _classifier_phases(
     """Phase 1, and what makes phase 3 of a branch from the phase that it follows."""
     tx = optax.adam(config.classifier.learning_rate)
     begin = partial(begin_classifier, classifier, image_shape, tx)
-    pretrain = Phase("pretrain", "pretrain", config.epochs.pretrain, begin, *_CLASSIFIER)
+    pretrain = Phase("pretrain", "pretrain", config.epochs.pretrain, begin, *_CLASSIFIER_STEPS)
     # Made once, so that the branches share their compiled programs.
     begin_again = partial(fresh_optimizer, optax.adam(config.classifier.finetune_learning_rate))
 
     def finetune(branch: str, follows: Phase) -> Phase:
         epochs = config.epochs.finetune
-        return Phase(branch, "finetune", epochs, begin_again, *_CLASSIFIER, follows)
+        return Phase(branch, "finetune", epochs, begin_again, *_CLASSIFIER_STEPS, follows)
 
     return pretrain, finetune
 
@@ -173,7 +174,7 @@ def comparison(
     for row, (policy, augmenter, others) in rows.items():
         train = partial(Phase, row, policy=policy)
         if augmenter is None:
-            phases[row] = (train("train", epochs, begin, *_CLASSIFIER),)
+            phases[row] = (train("train", epochs, begin, *_CLASSIFIER_STEPS),)
         elif augmenter in MATCHING:
             branch = row.replace("replayed", "learned")
             if branch not in joints:
@@ -187,10 +188,12 @@ def comparison(
                 rest = _rest(config, joint)
             phases[row] = joint, rest
         else:
-            pretrain = train("pretrain", half, begin, *_CLASSIFIER)
+            pretrain = train("pretrain", half, begin, *_CLASSIFIER_STEPS)
             game = _augment_steps(config.augmenter, augmenter)
             augment = train("augment", config.epochs.augment, begin_augment, *game, pretrain)
-            finetune = train("finetune", epochs - half, _classifier_alone, *_CLASSIFIER, augment)
+            finetune = train(
+                "finetune", epochs - half, _freeze_augmenter, *_CLASSIFIER_STEPS, augment
+            )
             phases[row] = pretrain, augment, finetune
     return phases
 
@@ -213,7 +216,7 @@ def search(
     """
     begin = _begin_scheduled(config, classifier, image_shape, steps_per_epoch)
     return {
-        name: Phase(name, "train", config.epochs.train, begin, *_CLASSIFIER, policy=policy)
+        name: Phase(name, "train", config.epochs.train, begin, *_CLASSIFIER_STEPS, policy=policy)
         for name, policy in trials.items()
     }
 
@@ -322,7 +325,7 @@ def _rest(config: Comparison | Learning, joint: Phase) -> Phase:
         joint,
         kind="finetune",
         epochs=config.epochs.train - joint.epochs,
-        begin=_classifier_alone,
+        begin=_freeze_augmenter,
         step=steps.frozen_step,
         follows=joint,
         unseen=programs.ALL_SEEN,
@@ -371,7 +374,7 @@ def _replayed(
     )
 
 
-_CLASSIFIER = steps.classifier_step, steps.eval_step
+_CLASSIFIER_STEPS = steps.classifier_step, steps.eval_step  # step and eval_step of a Phase
 
 
 def _begin_scheduled(
@@ -445,8 +448,8 @@ def _augment_steps(config: Augmenter, form: str) -> tuple[Callable, Callable]:
     return step, partial(steps.augment_eval_step, **options)
 
 
-def _classifier_alone(state: steps.State, key: Array) -> steps.State:
-    """Without what only an augmenter's training needs."""
+def _freeze_augmenter(state: steps.State, key: Array) -> steps.State:
+    """Without what only the augmenter's training needs; an augmenter stays, frozen."""
     del key
     return state.replace(discriminator=None, snapshots=None)
 
@@ -454,6 +457,6 @@ def _classifier_alone(state: steps.State, key: Array) -> steps.State:
 def fresh_optimizer(
     tx: optax.GradientTransformation, state: steps.State, key: Array
 ) -> steps.State:
-    """The same weights under a new optimiser, and the classifier alone."""
+    """The classifier under a new optimiser; an augmenter stays, frozen."""
     fresh = state.classifier.replace(tx=tx, opt_state=tx.init(state.classifier.params))
-    return _classifier_alone(state.replace(classifier=fresh), key)
+    return _freeze_augmenter(state.replace(classifier=fresh), key)

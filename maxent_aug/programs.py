@@ -166,9 +166,9 @@ def train_program(
     Where some images are unseen, the step gets some of them, drawn anew, as `unseen`, and, unless
     it always learns from them, whether it `learns`.
 
-    With `single_step` it is a step without a loop: on a CPU XLA runs convolutions inside one many
-    times slower (jax issue 12868), and in a conditional slower. So it, alone, is told whether it
-    `learns`, a constant, and may be given the images, where they are not on the device.
+    With `single_step` the program is one step without a loop, since on a CPU XLA runs convolutions
+    many times slower in a loop (jax issue 12868), and slower in a conditional. Only then do these
+    arguments count: `learns`, static, and `given`, the images, if they are not on the device.
     """
 
     one_step = _one_step(step, mesh, batch_size, policy, unseen)
@@ -204,7 +204,10 @@ def train_program(
 def _one_step(
     step: Callable, mesh: Mesh, batch_size: int, policy: Policy, unseen: Unseen
 ) -> Callable:
-    """Step i of an epoch on the images that the plan has for it, which may be given."""
+    """Step i of an epoch, on its planned images, unless they are given.
+
+    `learns` is a bool where the host knows it (False compiles no learning in), else an array.
+    """
 
     def one_step(
         i: Array,
@@ -421,7 +424,7 @@ def evaluate(
 def plan_program(mesh: Mesh) -> Callable:
     """Compiles (key of the order, key of the steps, seen, unseen, epoch) -> the epoch's `Plan`.
 
-    An epoch is as long as all training images; those that are trained on, `seen`, begin again.
+    An epoch has as many images as the training set: `seen`, reshuffled and repeated to fill it.
     """
 
     @partial(jax.jit, out_shardings=NamedSharding(mesh, P()))

@@ -27,8 +27,8 @@ from maxent_aug import losses
 
 Metrics = dict[str, Array]
 
-PRICE = 200.0  # of h, in log volume, where augmented images are as uncertain as they may be
-MEMORY = 0.98  # of the running means of `matching_step`, with an update in every step
+PRICE = 200.0  # log volume that 1 of h is worth where s = 1/2, at the tolerance
+MEMORY = 0.98  # decay of `matching_step`'s running means, with an update in every step
 
 
 class ModelState(TrainState):
@@ -37,7 +37,7 @@ class ModelState(TrainState):
     batch_stats: Any = struct.field(default_factory=dict)
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:
-        """The network's output in evaluation mode."""
+        """The network, or its method named by `method=`, in evaluation mode."""
         variables = {"params": self.params, "batch_stats": self.batch_stats}
         return self.apply_fn(variables, *inputs, **options)
 
@@ -124,7 +124,7 @@ def classifier_step(
 
 
 def frozen_step(state: State, images: Array, labels: Array, key: Array) -> tuple[State, Metrics]:
-    """One update of the classifier, on what a `StochasticAugmenter`, frozen here, does.
+    """`classifier_step` for a frozen `StochasticAugmenter`, told the classifier's uncertainty.
 
     Args:
       state: without a discriminator; its classifier as of `classifier_step`.
@@ -133,8 +133,8 @@ def frozen_step(state: State, images: Array, labels: Array, key: Array) -> tuple
       key: a typed random key.
     """
     augmenter, count = _augmenter(state), len(images)
-    # To save time the classifier sees, as they are, only those that get an affine transform; the
-    # boxes of the others' colours are of a typical uncertainty.
+    # To save time only images that get an affine transform are passed through the classifier as
+    # they are; the others, whose colours alone depend on it, get the mean of these uncertainties.
     groups, number = augmenter(count, method="partition")
     seen = losses.uncertainty(state.classifier(_first(images, groups, number)))
     others = (0, 0), (0, count // groups - number)
@@ -351,18 +351,18 @@ def matching_step(
 
     grads, (loss, remembered) = jax.grad(loss_fn, has_aux=True)(augmenter.params)
     augmenter = augmenter.apply_gradients(grads=grads, batch_stats=remembered)
-    return augmenter, {"augmenter_loss": loss} | _remembered(augmenter, tolerance, strictness)
+    return augmenter, {"augmenter_loss": loss} | _running_metrics(augmenter, tolerance, strictness)
 
 
 def _certainty_weight(
     augmented: Array, unseen: Array, tolerance: float, strictness: float
 ) -> Array:
-    # A classifier may be certain of all that it is shown.
+    # unseen is 0 where the classifier is certain of all images.
     excess = augmented / jnp.maximum(unseen, 1e-6) - 1 - tolerance
     return jax.nn.sigmoid(strictness * excess)
 
 
-def _remembered(augmenter: ModelState, tolerance: float, strictness: float) -> Metrics:
+def _running_metrics(augmenter: ModelState, tolerance: float, strictness: float) -> Metrics:
     """The running means of `matching_step`, and the weight that follows from them."""
     augmented, unseen = augmenter.batch_stats["augmented"], augmenter.batch_stats["unseen"]
     return {
@@ -415,7 +415,7 @@ def joint_step(
             augmenter = learn(augmenter)
         else:
             augmenter = jax.lax.cond(learns, learn, lambda same: same, augmenter)
-    return trained.replace(augmenter=augmenter), metrics | _remembered(augmenter, **limits)
+    return trained.replace(augmenter=augmenter), metrics | _running_metrics(augmenter, **limits)
 
 
 def recorded_step(
@@ -429,7 +429,7 @@ def recorded_step(
       step: `joint_step`.
       updates: of the classifier in the phase, which the snapshots divide evenly.
     """
-    time = _snapshot(state, updates)
+    time = _snapshot_index(state, updates)
     state, metrics = step(state, *arguments, **more)
     snapshots = jax.tree.map(
         lambda kept, new: kept.at[time].set(new), state.snapshots, _augmenter(state).params
@@ -447,17 +447,17 @@ def replayed_step(
       images, labels, key: of `frozen_step`.
       updates: of `recorded_step`; later ones have the last snapshot.
     """
-    time, augmenter = _snapshot(state, updates), _augmenter(state)
+    time, augmenter = _snapshot_index(state, updates), _augmenter(state)
     params = jax.tree.map(lambda kept: kept[time], state.snapshots)
     then = state.replace(augmenter=augmenter.replace(params=params))
     trained, metrics = frozen_step(then, images, labels, key)
     return trained.replace(augmenter=augmenter), metrics
 
 
-def _snapshot(state: State, updates: int) -> Array:
+def _snapshot_index(state: State, updates: int) -> Array:
     """The index of the snapshot that the classifier's next update belongs to."""
     count = len(jax.tree.leaves(state.snapshots)[0])
-    # Where each but the first begins: no product of two numbers may pass what int32 can hold.
+    # The update at which each but the first begins; in Python, since products overflow int32.
     begins = [min(-(-i * updates // count), np.iinfo(np.int32).max) for i in range(1, count)]
     return (state.classifier.step >= np.array(begins, np.int32)).sum()
 
@@ -486,10 +486,9 @@ def eval_step(state: State, images: Array, labels: Array, key: Array) -> Metrics
 
 
 def _classifier_metrics(logits: Array, labels: Array) -> Metrics:
-    likeliest = labels if labels.ndim == 1 else labels.argmax(-1)
     return {
         "loss": losses.cross_entropy(logits, labels),
-        "accuracy": (logits.argmax(-1) == likeliest).astype(jnp.float32),
+        "accuracy": _is_right(logits, labels),
         "entropy": losses.entropy(logits),
     }
 
@@ -523,7 +522,8 @@ def joint_eval_step(state: State, images: Array, labels: Array, key: Array) -> M
 
 
 def _is_right(logits: Array, labels: Array) -> Array:
-    return (logits.argmax(-1) == labels).astype(jnp.float32)
+    likeliest = labels if labels.ndim == 1 else labels.argmax(-1)
+    return (logits.argmax(-1) == likeliest).astype(jnp.float32)
 
 
 def augment_eval_step(

@@ -139,7 +139,7 @@ class Run:
 
 
 class Epoch(NamedTuple):
-    """The middle of an epoch: networks, sums of the metrics of the steps so far, their number."""
+    """Where an epoch stands: networks, summed metrics, and steps done (0 at its start)."""
 
     state: steps.State
     sums: Any
@@ -237,7 +237,7 @@ def _resume_or_begin(leg: Leg, begin: Callable[[], steps.State]) -> tuple[int, E
 
 
 def _restore(leg: Leg, like: Any) -> tuple[int, list[np.ndarray]]:
-    """Reads the newest checkpoint, its number and arrays (0 and none), and rewinds the metrics."""
+    """Reads the newest checkpoint, its number and arrays (0 and none); rewinds, checks metrics."""
     position, tree = checkpoint.restore_newest(leg.manager, like) or (0, None)
     epochs = position // leg.run.steps_per_epoch
     if epochs < leg.phase.epochs:
@@ -296,16 +296,16 @@ def _train_steps(leg: Leg, epoch: int, at: Epoch) -> tuple[Epoch, float]:
         phase.policy,
         phase.unseen,
     )
-    number = programs.put(run.mesh, np.int32(epoch))[0]
+    index = programs.put(run.mesh, np.int32(epoch))[0]
     keys = leg.order_key, leg.step_key
-    plan = programs.plan_program(run.mesh)(*keys, leg.seen, leg.unseen, number)
+    plan = programs.plan_program(run.mesh)(*keys, leg.seen, leg.unseen, index)
     stream = _stream(leg, plan, at.step)
-    data = run.data.replace(stored=None)  # which would compile the program anew for each seed
+    data = run.data.replace(stored=None)  # static: kept, it would compile anew for each seed
     timed_from, started = at.step, time.perf_counter()
     called: set[bool] = set()
     while at.step < run.steps_per_epoch:
         last = min(at.step + run.steps_per_call, run.steps_per_epoch)
-        number = _signal(run)  # before the steps, which reading it would wait for
+        signal_number = _signal(run)  # asked before the steps, which reading it would wait for
         bounds = programs.put(run.mesh, np.int32(at.step), np.int32(last))
         # Where a call has more steps than one, the program knows which of them learn.
         learns = run.steps_per_call > 1 or phase.unseen.learns(at.step)
@@ -321,10 +321,10 @@ def _train_steps(leg: Leg, epoch: int, at: Epoch) -> tuple[Epoch, float]:
         run.progress.update(
             **leg.where(epoch + 1), epochs=phase.epochs, seconds_left=run.clock.seconds_left()
         )
-        if int(number) and at.step < run.steps_per_epoch:
+        if int(signal_number) and at.step < run.steps_per_epoch:
             _check_finite(leg, epoch, at.sums)
             _save(leg, epoch, at, at.step)
-            raise _interrupted(leg, epoch, at.step, int(number))
+            raise _interrupted(leg, epoch, at.step, int(signal_number))
     _check_finite(leg, epoch, at.sums)
     seconds = time.perf_counter() - started
     return at, (at.step - timed_from) * run.config.batch_size / seconds

@@ -17,7 +17,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
 def test_ten_lines_learn_an_augmenter(capsys):
-    block, *_ = BLOCKS
+    block = BLOCKS[2]
     lines = [line for line in block.splitlines() if line.strip()]
     assert len(lines) == 10
 
@@ -33,7 +33,7 @@ def test_ten_lines_learn_an_augmenter(capsys):
 
     scope = {"images": images, "classify": classify}
     exec(block, scope)
-    assert scope["harder"].shape == (8, 8, 8, 1)
+    assert scope["augmented"].shape == (8, 8, 8, 1)
     assert scope["theta"].shape == (8, 2, 3)
     assert np.isfinite(scope["theta"]).all()
     assert np.abs(scope["theta"] - np.eye(2, 3)).max() > 1e-3
@@ -43,7 +43,7 @@ def test_ten_lines_learn_an_augmenter(capsys):
 def test_policies_mix_pictures_and_labels():
     pictures = np.random.default_rng(0).integers(0, 256, (12, 9, 11, 3), np.uint8)
     scope = {"pictures": pictures, "labels": np.arange(12) % 10}
-    exec(BLOCKS[1], scope)
+    exec(BLOCKS[3], scope)
     assert scope["mixed"].shape == pictures.shape and scope["mixed"].dtype == np.uint8
     assert not np.array_equal(scope["mixed"], pictures)
     np.testing.assert_allclose(scope["probabilities"].sum(1), np.ones(12), atol=1e-5)
@@ -60,14 +60,14 @@ def test_a_learned_augmenter_is_loaded_and_applied(tmp_path, monkeypatch, capsys
     monkeypatch.chdir(tmp_path)
     logits = np.random.default_rng(1).normal(0, 3, (12, 5)).astype(np.float32)
     scope = {"pictures": pictures, "logits": logits}
-    exec(BLOCKS[2], scope)
+    exec(BLOCKS[0], scope)
     assert scope["augmented"].shape == pictures.shape and scope["augmented"].dtype == np.uint8
     assert scope["theta"].shape == (12, 2, 3)
     assert "turned" in capsys.readouterr().out
 
     ma.export_augmenter(path, tmp_path / "augmenter.stablehlo")
     exported = {"pictures": pictures, "uncertainty": ma.uncertainty(logits)}
-    exec(BLOCKS[3], exported)
+    exec(BLOCKS[1], exported)
     np.testing.assert_allclose(exported["theta"], scope["theta"], atol=1e-5)
     np.testing.assert_allclose(exported["augmented"], scope["augmented"], atol=0.51)
 
