@@ -121,16 +121,16 @@ def check_images(images: ArrayLike, channels: tuple[int, ...] | None = None) -> 
     return images
 
 
-def check_range(images: Array) -> None:
+def check_range(images: Array, *, rounded: bool = True) -> None:
     """ValueError for float images that are known, not traced, and plainly not of 0..255.
 
-    Those of 0..1, or normalised, which rounding and clipping would leave nothing of.
+    Clipping spoils normalised ones, rounding, too, those of 0..1.
     """
     known = not isinstance(images, Tracer) and images.is_fully_addressable and images.size
     if not known or not jnp.issubdtype(images.dtype, jnp.floating):
         return
     low, high, whole = jax.device_get(_range(images))
-    if (low < 0 and high <= 16) or (high <= 1 and not whole):
+    if (low < 0 and high <= 16) or (rounded and high <= 1 and not whole):
         raise ValueError(f"images must be of 0..255, got {low:.3g} to {high:.3g}")
 
 

@@ -3,10 +3,10 @@
 An image policy is a function `policy(key, images, **options) -> images`, a mixing policy
 `policy(key, images, labels, **options) -> (images, labels)`. key is a `jax.random.key` for the
 whole batch; images are [B, H, W, C], uint8 or float32 in 0..255, and keep their dtype; options are
-set with `functools.partial`. Where values are rounded or clipped, images that are plainly of 0..1,
-or normalised, raise ValueError, if they are known and not traced. All run under `jit`, and under
-`jax.shard_map`, where each device has its own part of a batch, and a key alike means draws alike.
-`jax.export` takes a symbolic B, but of color_jitter, mixup and cutmix, since JAX shuffles no
+set with `functools.partial`. Where values are rounded or clipped, images that this plainly spoils,
+of 0..1 or normalised, raise ValueError, if they are known and not traced. All run under `jit`, and
+under `jax.shard_map`, where each device has its own part of a batch, and a key alike means draws
+alike. `jax.export` takes a symbolic B, but of color_jitter, mixup and cutmix, since JAX shuffles no
 unknown number.
 """
 
@@ -107,11 +107,13 @@ def compose(*policies: Callable[..., Any]) -> Callable[..., Any]:
 
 def _check_kind(policy: Callable[..., Any], *, mixes: bool) -> None:
     """Raises ValueError unless a policy's positional parameters are those of its kind."""
-    parameters = inspect.signature(policy).parameters.values()
-    if any(each.kind is each.VAR_POSITIONAL for each in parameters):
+    parameters = inspect.signature(policy).parameters
+    if any(each.kind is each.VAR_POSITIONAL for each in parameters.values()):
         return
     needed = [
-        each for each in parameters if each.default is each.empty and each.kind in _POSITIONAL
+        name
+        for name, each in parameters.items()
+        if each.kind in _POSITIONAL and (each.default is each.empty or name == "labels")
     ]
     name = getattr(getattr(policy, "func", policy), "__name__", repr(policy))
     if mixes and len(needed) < 3:
@@ -239,7 +241,7 @@ def random_affine(
         finite numbers, at least 0.
     """
     images = check_images(images)
-    check_range(images)
+    check_range(images, rounded=False)
     shares = jax.random.uniform(key, (images.shape[0], 6), minval=-1.0)
     theta = bounded_affine(shares, bounds)
     warped = warp_affine(images, theta, mode=interpolation, padding_mode=padding_mode)

@@ -349,7 +349,8 @@ def test_compose_gives_each_policy_its_own_key():
 def test_compose_mixing_policies():
     images, labels = images_of(), np.arange(len(images_of())) % 10
     mix = partial(ma.mixup, num_classes=10)
-    composed = ma.compose(ma.with_labels(ma.flip_crop), mix, ma.cutmix)
+    unchanged = lambda key, images, labels=None: (images, labels)  # noqa: E731
+    composed = ma.compose(ma.with_labels(ma.flip_crop), mix, ma.cutmix, unchanged)
     out, mixed = composed(KEY, images, labels)
     flipped = ma.flip_crop(jax.random.fold_in(KEY, 0), images)
     step = mix(jax.random.fold_in(KEY, 1), flipped, labels)
@@ -412,7 +413,8 @@ def test_compose_with_the_learned_augmenter():
         (lambda x: ma.mixup(KEY, x, np.zeros((24, 4)), alpha=0), "alpha must be above 0.* got 0"),
         (lambda x: ma.cutmix(KEY, x, np.zeros((24, 4)), alpha=np.nan), "alpha .* got nan"),
         (lambda x: ma.random_affine(KEY, x, bounds=(np.nan,) * 6), "six finite numbers"),
-        (lambda x: ma.random_affine(KEY, np.float32(x / 255)), "of 0..255, got 0 to 1$"),
+        (lambda x: ma.rand_augment(KEY, np.float32(x / 255)), "of 0..255, got 0 to 1$"),
+        (lambda x: ma.random_affine(KEY, np.float32(x / 60 - 2)), "of 0..255, got -2 to 2.25"),
         (lambda x: ma.trivial_augment(KEY, np.float32(x / 60 - 2)), "of 0..255, got -2 to 2.25"),
         (lambda x: ma.color_jitter(KEY, np.float32(x / 255)), "of 0..255"),
         (
