@@ -42,9 +42,9 @@ LONGEST_NAME = 200  # of a row, which files are named by
 POLICIES = flags.DEFINE_list(
     "policies",
     [*NAMES, "printed", "intended", *phases.MATCHING, "flip_crop+cutout", "flip+learned"],
-    f"rows of the table; A+B: A, then B; A:B: half each; of {ALLOWED}; of {TRAINED[0]} to "
-    f"{TRAINED[-1]} at most one, as the last of those joined by +; A:B has A for half of the "
-    "images (learned: those with an affine transform), B for the others",
+    "rows of the table; A+B: A, then B; A:B: A for half of the images (learned: those with an "
+    f"affine transform), B for the others; of {ALLOWED}; of {TRAINED[0]} to {TRAINED[-1]} at most "
+    "one, as the last of those joined by +",
 )
 
 

@@ -13,12 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 from jax import Array, export
-from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from maxent_aug.color import ColorBounds
 from maxent_aug.models import StochasticAugmenter
-from maxent_aug.operations import check_range
+from maxent_aug.operations import check_range, is_known
 from maxent_aug.run_folder import write_atomically, write_json
 from maxent_aug.spatial import AffineBounds
 from maxent_aug.steps import denormalize, normalize
@@ -140,8 +139,7 @@ def load_augmenter(
 
 def _check_uncertainty(uncertainty: ArrayLike | None) -> None:
     """Raises ValueError if it has numbers that are known and outside of [0, 1]."""
-    traced = isinstance(uncertainty, Tracer)
-    if uncertainty is None or traced or not getattr(uncertainty, "is_fully_addressable", True):
+    if uncertainty is None or not is_known(uncertainty):
         return
     values = np.asarray(uncertainty)
     wrong = values[~((values >= 0) & (values <= 1 + 1e-3))]

@@ -7,8 +7,9 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -156,21 +157,22 @@ def _damage(folder: Path) -> str | None:
 def _quiet() -> Iterator[None]:
     """Silences the tracebacks of what is raised in orbax's and tensorstore's threads.
 
-    It reaches us all the same; tensorstore's other threads, which end later, then only find orbax's
-    event loop closed.
+    It reaches us all the same. After an error tensorstore's other threads, which may end later than
+    this, only find orbax's event loop closed: their hook stays.
     """
-    logger = logging.getLogger("absl")
+    logger, hook = logging.getLogger("absl"), sys.unraisablehook
     before, logger.disabled = logger.disabled, True
-    sys.unraisablehook = _unraisable
+    sys.unraisablehook = partial(_unraisable, hook)
     try:
         yield
+        sys.unraisablehook = hook
     finally:
         logger.disabled = before
 
 
-def _unraisable(error: Any) -> None:
+def _unraisable(hook: Callable[[Any], Any], error: Any) -> None:
     if str(error.exc_value) != "Event loop is closed":
-        sys.__unraisablehook__(error)
+        hook(error)
 
 
 def _line(error: BaseException) -> str:

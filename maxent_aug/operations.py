@@ -22,7 +22,7 @@ OPERATIONS = (
     "contrast", "sharpness", "posterize", "solarize", "autocontrast", "equalize", "invert",
 )  # fmt: skip
 
-MOST_SIDE = 2**15 - 1  # positions are Pillow's, of 16 bits and 16 after the point
+_MOST_SIDE = 2**15 - 1  # positions are Pillow's, of 16 bits and 16 after the point
 # Of so many images as there are in a batch / _GROUPS at a time the slow operations are computed on
 # a CPU: few, as each loop is for 2 or 3 of the 14 operations that are drawn.
 _GROUPS = 16
@@ -62,8 +62,8 @@ def apply_operations(
     shape, last = operation.shape, images.shape[0]
     if not jnp.issubdtype(operation.dtype, jnp.integer):
         raise ValueError(f"operation must be integers, got {operation.dtype}")
-    if max(images.shape[1:3]) > MOST_SIDE:
-        raise ValueError(f"images must be at most {MOST_SIDE} a side, got {images.shape}")
+    if max(images.shape[1:3]) > _MOST_SIDE:
+        raise ValueError(f"images must be at most {_MOST_SIDE} a side, got {images.shape}")
     if shape != magnitude.shape or shape not in ((last,), (*shape[:1], last)):
         raise ValueError(
             f"operation and magnitude must be [B] or [n, B] with B = {last}, "
@@ -126,12 +126,16 @@ def check_range(images: Array, *, rounded: bool = True) -> None:
 
     Clipping spoils normalised ones, rounding, too, those of 0..1.
     """
-    known = not isinstance(images, Tracer) and images.is_fully_addressable and images.size
-    if not known or not jnp.issubdtype(images.dtype, jnp.floating):
+    if not (is_known(images) and images.size and jnp.issubdtype(images.dtype, jnp.floating)):
         return
     low, high, whole = jax.device_get(_range(images))
     if (low < 0 and high <= 16) or (rounded and high <= 1 and not whole):
         raise ValueError(f"images must be of 0..255, got {low:.3g} to {high:.3g}")
+
+
+def is_known(array: ArrayLike) -> bool:
+    """Whether its numbers can be looked at: not traced, and all on devices of this process."""
+    return not isinstance(array, Tracer) and getattr(array, "is_fully_addressable", True)
 
 
 @jax.jit

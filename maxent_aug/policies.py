@@ -43,7 +43,7 @@ from maxent_aug.spatial import (
 _DRAWN = len(OPERATIONS) - 1
 _SIGNED = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate", "brightness", "color",
            "contrast", "sharpness")  # fmt: skip
-MOST_PIXELS = 2**30  # of a size, which int32 counts
+_MOST_PIXELS = 2**30  # of a size, which int32 counts
 _BINS = 31  # torchvision's num_magnitude_bins
 # AutoAugment's policy for CIFAR-10: (operation, probability, magnitude of 0..9), twice.
 _CIFAR10_POLICY = (
@@ -195,11 +195,12 @@ def flip_crop(key: Array, images: ArrayLike, *, pad: int = 4, padding_mode: str 
         raise ValueError(f'padding_mode must be "zeros" or "reflect", got {padding_mode!r}')
     if (
         not isinstance(pad, Integral)
-        or not 0 <= pad < MOST_PIXELS
+        or not 0 <= pad < _MOST_PIXELS
         or (padding_mode == "reflect" and pad >= min(height, width))
     ):
         raise ValueError(
-            f"pad must be a whole number, at least 0, to reflect less than H and W, got {pad}"
+            f"pad must be a whole number, at least 0, to reflect less than H and W, got {pad}; "
+            "below 2**30"
         )
     shift_key, flip_key = jax.random.split(key)
     shift = jax.random.randint(shift_key, (2, batch, 1), -pad, pad + 1)
@@ -313,8 +314,8 @@ def cutout(key: Array, images: ArrayLike, *, size: int = 16, fill: ArrayLike = 0
     """
     images = check_images(images)
     batch, height, width, _ = images.shape
-    if not isinstance(size, Integral) or not 1 <= size < MOST_PIXELS:
-        raise ValueError(f"size must be a whole number, at least 1, got {size}")
+    if not isinstance(size, Integral) or not 1 <= size < _MOST_PIXELS:
+        raise ValueError(f"size must be a whole number, at least 1, got {size}; below 2**30")
     keys = jax.random.split(key)
     cut = _box(keys, (height, width), jnp.full((2, batch), size))
     return jnp.where(cut[..., None], check_fill(fill, images), images)
