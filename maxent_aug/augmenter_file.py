@@ -15,9 +15,10 @@ from flax import traverse_util
 from jax import Array, export
 from jax.typing import ArrayLike
 
+from maxent_aug.checks import check_image_shape, is_known
 from maxent_aug.color import ColorBounds
 from maxent_aug.models import StochasticAugmenter
-from maxent_aug.operations import check_range, is_known
+from maxent_aug.operations import check_range
 from maxent_aug.run_folder import write_atomically, write_json
 from maxent_aug.spatial import AffineBounds
 from maxent_aug.steps import denormalize, normalize
@@ -53,9 +54,7 @@ def save_augmenter(
     """
     if not isinstance(module, StochasticAugmenter):
         raise ValueError(f"module must be a StochasticAugmenter, got {type(module).__name__}")
-    image_shape = tuple(map(int, image_shape))
-    if len(image_shape) != 3 or min(image_shape) < 1:
-        raise ValueError(f"image_shape must be (H, W, C), each 1 or more, got {image_shape}")
+    image_shape = check_image_shape(image_shape)
     _check(module, params, np.asarray(mean), np.asarray(sd), image_shape)
     options = (field.name for field in fields(module) if field.name not in _OF_FLAX)
     about = {name: getattr(module, name) for name in options}

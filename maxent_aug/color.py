@@ -8,6 +8,8 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from maxent_aug.checks import at_least_float32
+
 
 class ColorBounds(NamedTuple):
     """The most that each coordinate of a change of colour may be, to either side.
@@ -38,9 +40,9 @@ def adjust_color(images: ArrayLike, color: ArrayLike) -> Array:
       [..., H, W, 3], at least float32.
 
     Raises:
-      ValueError: on other shapes, or images of integers.
+      ValueError: on other shapes, images of integers, or a complex color.
     """
-    images, color = jnp.asarray(images), jnp.asarray(color)
+    images, color = jnp.asarray(images), at_least_float32(color, "color")
     if images.ndim < 3 or images.shape[-1] != 3 or not jnp.issubdtype(images.dtype, jnp.floating):
         raise ValueError(
             f"images must be floating point [..., H, W, 3], got {images.dtype} {images.shape}"
@@ -54,7 +56,7 @@ def adjust_color(images: ArrayLike, color: ArrayLike) -> Array:
         raise ValueError(
             f"leading dimensions must broadcast, got images {images.shape} and color {color.shape}"
         ) from None
-    dtype = jnp.promote_types(jnp.promote_types(images.dtype, color.dtype), jnp.float32)
+    dtype = jnp.promote_types(images.dtype, color.dtype)
     images = images.astype(dtype)
     coordinates = (color.astype(dtype)[..., i, None, None, None] for i in range(count))
     brightness, log_contrast, log_saturation, hue = coordinates

@@ -13,14 +13,9 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from maxent_aug.checks import check_size
 from maxent_aug.losses import entropy
-from maxent_aug.spatial import (
-    AffineBounds,
-    affine_grid,
-    check_size,
-    decompose_affine,
-    invert_affine,
-)
+from maxent_aug.spatial import AffineBounds, affine_grid, decompose_affine, invert_affine
 
 # Nobody sees less than this; used for the word "unchanged".
 VISIBLE_PX = 0.05
@@ -71,9 +66,9 @@ def picture_transform(theta: Array, size: tuple[int, int]) -> dict[str, Array]:
     """
     parts = decompose_affine(_picture_affine(theta, size))
     shift = parts["translation"]
+    degrees = -jnp.rad2deg(parts["rotation"])  # y points down: a positive angle is clockwise
     return {
-        # y points down, so a positive angle is clockwise on the screen.
-        "rotation_deg": -jnp.rad2deg(parts["rotation"]),
+        "rotation_deg": jnp.where(degrees <= -180, 180.0, degrees),
         "scale": jnp.exp(parts["log_scale"]),
         "aspect": jnp.exp(parts["log_aspect"]),
         "shear": parts["shear"],

@@ -12,6 +12,8 @@ import optax
 from jax import Array
 from jax.typing import ArrayLike
 
+from maxent_aug.checks import at_least_float32, check_number
+
 # Of the gap log2(m) - H, the share H / log2(m) and the wanted share.
 _FORMS: dict[str, Callable[[Array, Array, float], Array]] = {
     "printed": lambda gap, share, target: -jnp.log(gap),
@@ -21,8 +23,9 @@ _FORMS: dict[str, Callable[[Array, Array, float], Array]] = {
 }
 LOSS_FORMS = tuple(_FORMS)
 
-# The smallest gap log2(m) - H that float32 tells from rounding, in bits. Below it the logarithm
-# of the paper's loss is held constant, so that the uniform distribution has a finite loss.
+# The smallest gap log2(m) - H, in bits, that float32 tells from rounding, of up to hundreds of
+# classes. Below it the logarithm of the paper's loss is held constant, so that the uniform
+# distribution has a finite loss.
 MIN_GAP = 1e-6
 
 
@@ -86,8 +89,7 @@ def max_entropy_loss(logits: ArrayLike, *, form: str = "printed", target: float 
     """
     if form not in _FORMS:
         raise ValueError(f"form is {form!r}; allowed: {', '.join(LOSS_FORMS)}")
-    if not 0.0 <= target <= 1.0:
-        raise ValueError(f"target is {target}; allowed: a share of log2(m), from 0 to 1")
+    check_number("target", target, 0, 1)
     logits = _check_classes(logits)
     bits, most = entropy(logits), math.log2(logits.shape[-1])
     return _FORMS[form](jnp.maximum(most - bits, MIN_GAP), bits / most, target)
@@ -101,12 +103,12 @@ def discriminator_loss(real_logits: ArrayLike, fake_logits: ArrayLike) -> Array:
       fake_logits: [...] logit of D on augmented images, the same shape.
 
     Returns:
-      [...] nats, at least 0; 2 log 2 = 1.386 when D cannot tell the two apart.
+      [...] nats, float32, at least 0; 2 log 2 = 1.386 when D cannot tell the two apart.
 
     Raises:
       ValueError: on two shapes.
     """
-    real, fake = jnp.asarray(real_logits), jnp.asarray(fake_logits)
+    real, fake = jnp.asarray(real_logits, jnp.float32), jnp.asarray(fake_logits, jnp.float32)
     if real.shape != fake.shape:
         raise ValueError(f"logits must have one shape, got {real.shape} {fake.shape}")
     return -(jax.nn.log_sigmoid(real) + jax.nn.log_sigmoid(-fake))
@@ -121,9 +123,9 @@ def generator_loss(fake_logits: ArrayLike, *, saturating: bool = True) -> Array:
         (Goodfellow et al. 2014, section 3), whose gradient survives a winning discriminator.
 
     Returns:
-      [...] nats.
+      [...] nats, float32.
     """
-    fake = jnp.asarray(fake_logits)
+    fake = jnp.asarray(fake_logits, jnp.float32)
     return jax.nn.log_sigmoid(-fake) if saturating else -jax.nn.log_sigmoid(fake)
 
 
@@ -173,7 +175,7 @@ def loss_ranking_loss(predicted: Array, losses: Array, *, margin: float = 1.0) -
 
 
 def _check_classes(logits: ArrayLike) -> Array:
-    logits = jnp.asarray(logits)
+    logits = at_least_float32(logits, "logits")
     if logits.ndim == 0 or logits.shape[-1] < 2:
         raise ValueError(f"logits have shape {logits.shape}; the last axis needs 2 classes or more")
     return logits

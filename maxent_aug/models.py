@@ -377,6 +377,8 @@ class StochasticAugmenter(nn.Module):
 
     def _boxes(self, images: Array, uncertainty: Array | None) -> Box:
         _check_images(images)
+        if self.color is not None and images.shape[-1] != 3:
+            raise ValueError(f"color must be None for images of {images.shape[-1]} channels")
         if uncertainty is None:
             uncertainty = jnp.full(images.shape[:1], self.uncertainty, jnp.float32)
         if uncertainty.shape != images.shape[:1]:

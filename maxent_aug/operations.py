@@ -11,10 +11,11 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
-from jax.core import Tracer
 from jax.typing import ArrayLike
 
+from maxent_aug.checks import is_known
 from maxent_aug.spatial import divided_like, take_pixels
 
 OPERATIONS = (
@@ -37,7 +38,7 @@ def apply_operations(
     - translate_x, translate_y: pixels, cut to whole ones, right and down positive;
     - rotate: degrees, counter-clockwise, about the middle;
     - brightness, color, contrast, sharpness: the factor of Pillow's ImageEnhance, less 1;
-    - posterize: bits to keep, 1..8;
+    - posterize: bits to keep, 1..8, cut to these;
     - solarize: the first level that is inverted;
     - identity, autocontrast, equalize, invert: none.
 
@@ -45,8 +46,8 @@ def apply_operations(
 
     Args:
       images: [B, H, W, 1 or 3], uint8, or float32 in 0..255, rounded to whole levels first.
-      operation: [B], indices of `OPERATIONS`, or [n, B].
-      magnitude: [B] or [n, B].
+      operation: [B], indices of `OPERATIONS`, or [n, B]; others leave an image as it is.
+      magnitude: [B] or [n, B], finite.
       fill: level outside the image, or one for each channel.
 
     Returns:
@@ -55,7 +56,7 @@ def apply_operations(
 
     Raises:
       ValueError: on other shapes or dtypes, and, where it is called with numbers and not traced,
-        on images that are plainly of 0..1 or normalised.
+        on images that are plainly of 0..1 or normalised, or on another operation or magnitude.
     """
     images = check_images(images, (1, 3))
     operation, magnitude = jnp.asarray(operation), jnp.asarray(magnitude, jnp.float32)
@@ -69,6 +70,7 @@ def apply_operations(
             f"operation and magnitude must be [B] or [n, B] with B = {last}, "
             f"got {shape} and {magnitude.shape}"
         )
+    _check_drawn(operation, magnitude)
     check_range(images)
     levels = in_dtype(images, jnp.dtype(jnp.uint8))
     operation, magnitude = operation.reshape(-1, last), magnitude.reshape(-1, last)
@@ -76,6 +78,15 @@ def apply_operations(
         levels, operation, magnitude, check_fill(fill, levels)
     )
     return levels.astype(images.dtype)
+
+
+def _check_drawn(operation: Array, magnitude: Array) -> None:
+    if is_known(operation):
+        for index in np.unique(jax.device_get(operation)):
+            if not 0 <= index < len(OPERATIONS):
+                raise ValueError(f"operation must be in 0..{len(OPERATIONS) - 1}, got {index}")
+    if is_known(magnitude) and not np.isfinite(jax.device_get(magnitude)).all():
+        raise ValueError("magnitude must be finite")
 
 
 @jax.jit
@@ -133,14 +144,13 @@ def check_range(images: Array, *, rounded: bool = True) -> None:
         raise ValueError(f"images must be of 0..255, got {low:.3g} to {high:.3g}")
 
 
-def is_known(array: ArrayLike) -> bool:
-    """Whether its numbers can be looked at: not traced, and all on devices of this process."""
-    return not isinstance(array, Tracer) and getattr(array, "is_fully_addressable", True)
-
-
 @jax.jit
 def _range(images: Array) -> tuple[Array, Array, Array]:
-    return images.min(), images.max(), jnp.all(images == jnp.round(images))
+    """Least and largest finite value; whether all of these are whole."""
+    finite = jnp.isfinite(images)
+    whole = jnp.all((images == jnp.round(images)) | ~finite)
+    low = images.min(where=finite, initial=jnp.inf)
+    return low, images.max(where=finite, initial=-jnp.inf), whole
 
 
 def check_fill(fill: ArrayLike, images: Array) -> Array:
@@ -230,7 +240,7 @@ def _tables(operation: Array, magnitude: Array) -> Array:
     drew = {name: _drew(operation, name)[:, None] for name in OPERATIONS}
     magnitude, level = magnitude[:, None], jnp.arange(256)
     table = _enhance(level, 0, 1 + jnp.where(drew["brightness"], magnitude, 0.0))
-    kept = 0xFF00 >> magnitude.astype(jnp.int32)
+    kept = 0xFF00 >> jnp.clip(magnitude.astype(jnp.int32), 1, 8)
     table &= jnp.where(drew["posterize"], kept, 255).astype(jnp.uint8)
     inverted = drew["invert"] | (drew["solarize"] & (level.astype(magnitude.dtype) >= magnitude))
     return jnp.where(inverted, 255 - table, table)

@@ -21,6 +21,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from maxent_aug.checks import check_number
 from maxent_aug.losses import uncertainty
 from maxent_aug.operations import (
     OPERATIONS,
@@ -145,9 +146,7 @@ def either(first: ImagePolicy, second: ImagePolicy, share: float = 0.5) -> Image
     Raises:
       ValueError: on another share.
     """
-    if not 0 <= share <= 1:
-        raise ValueError(f"share must be within [0, 1], got {share}")
-
+    check_number("share", share, 0, 1)
     both = first, second
 
     def drawn(key: Array, images: ArrayLike) -> Array:
@@ -282,8 +281,8 @@ def draw_color_jitter(
     key: Array, count: int, most: tuple[float, float, float]
 ) -> tuple[Array, Array]:
     """operation and magnitude [3, count] of `color_jitter`, with its errors."""
-    if not all(0 <= number <= 1 for number in most):
-        raise ValueError(f"brightness, contrast and saturation must lie in [0, 1], got {most}")
+    for name, number in zip(("brightness", "contrast", "saturation"), most, strict=True):
+        check_number(name, number, 0, 1)
     names = ("brightness", "contrast", "color")
     operation = jnp.array([OPERATIONS.index(name) for name in names])
     magnitude_key, order_key = jax.random.split(key)
@@ -409,8 +408,7 @@ def cutmix(
 
 
 def _mixing_weight(key: Array, batch: int, alpha: float) -> Array:
-    if not 1e-30 <= alpha <= 1e30:  # of what float32 can tell from 0 and infinity
-        raise ValueError(f"alpha must be above 0 and finite, 1e-30 to 1e30, got {alpha}")
+    check_number("alpha", alpha, 1e-30, 1e30)  # which float32 can tell from 0 and infinity
     return jax.random.beta(key, alpha, alpha, (batch,), jnp.float32)
 
 
@@ -470,10 +468,9 @@ def draw_rand_augment(
     key: Array, shape: tuple[int, ...], *, n: int = 2, m: int = 9
 ) -> tuple[Array, Array]:
     """operation, magnitude [n, B] of `rand_augment` for images of that shape, errors as there."""
-    if not isinstance(n, Integral) or n < 0 or not 0 <= m < _BINS:
-        raise ValueError(
-            f"n must be a whole number, at least 0, and m in 0..{_BINS - 1}, got {n} and {m}"
-        )
+    if not isinstance(n, Integral) or n < 0:
+        raise ValueError(f"n must be a whole number, at least 0, got {n!r}")
+    check_number("m", m, 0, _BINS - 1)
     level = jnp.full((n, shape[0]), m / (_BINS - 1))
     return _draw(key, level, _standard_ranges(shape))
 

@@ -5,9 +5,8 @@ image, y down (Jaderberg et al. 2015, https://arxiv.org/abs/1506.02025).
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from numbers import Integral
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +15,8 @@ import numpy as np
 from jax.custom_derivatives import SymbolicZero
 from jax.sharding import auto_axes
 from jax.typing import ArrayLike
+
+from maxent_aug.checks import at_least_float32, check_size
 
 _CUBIC = -0.75  # PyTorch's choice among the cubic kernels of Keys 1981: the slope at distance 1
 
@@ -50,10 +51,12 @@ def affine_matrix(
       theta [..., 2, 3], at least float32.
 
     Raises:
-      ValueError: if translation is neither a scalar nor [..., 2].
+      ValueError: if translation is neither a scalar nor [..., 2], or one is complex.
     """
     given = rotation, log_scale, log_aspect, shear, translation
     parts = [x if isinstance(x, float) else jnp.asarray(x) for x in given]  # floats have no dtype
+    if any(map(jnp.iscomplexobj, parts)):
+        raise ValueError("the parts of an affine map must be real, got a complex one")
     dtype = jnp.promote_types(jnp.result_type(*parts), jnp.float32)
     rotation, log_scale, log_aspect, shear, translation = (jnp.asarray(x, dtype) for x in parts)
     if translation.ndim and translation.shape[-1] != 2:
@@ -104,7 +107,7 @@ def bounded_affine(
     Raises:
       ValueError: on other shapes or bounds.
     """
-    shares = _at_least_float32(shares)
+    shares = at_least_float32(shares, "shares")
     if np.shape(bounds) != (6,) or not all(0 <= bound < math.inf for bound in bounds):
         raise ValueError(f"bounds must be six finite numbers, at least 0, got {bounds}")
     if shares.shape[-1:] != (6,):
@@ -226,9 +229,9 @@ def grid_sample(
     Raises:
       ValueError: on other shapes or names.
     """
-    image, grid = jnp.asarray(image), _at_least_float32(grid)
-    if grid.ndim < 3 or grid.shape[-1] != 2 or jnp.iscomplexobj(grid):
-        raise ValueError(f"grid must be real [..., H, W, 2], got {grid.dtype} {grid.shape}")
+    image, grid = jnp.asarray(image), at_least_float32(grid, "grid")
+    if grid.ndim < 3 or grid.shape[-1] != 2:
+        raise ValueError(f"grid must be [..., H, W, 2], got {grid.shape}")
     _check_image(image, "grid", grid.shape, grid.shape[:-3])
     half = _half_extents(image.shape[-3:-1], align_corners)
     x, y = grid[..., 0] * half[1], grid[..., 1] * half[0]
@@ -271,6 +274,8 @@ def warp_affine(
 
 def _half_extents(size: Sequence[int], align_corners: bool) -> tuple[float, float]:
     """Pixels from an image's centre to the normalised coordinate 1, (height, width)."""
+    if not isinstance(align_corners, bool | np.bool_):
+        raise ValueError(f"align_corners must be True or False, got {align_corners!r}")
     height, width = (n - 1 if align_corners else n for n in size)
     return height / 2, width / 2
 
@@ -327,7 +332,7 @@ def _sample(
     ):
         if value not in allowed:
             raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
-    return _sample_by(method, _Kernel(mode, padding_mode, bool(align_corners)), image, x, y)
+    return _sample_by(method, _Kernel(mode, padding_mode, align_corners), image, x, y)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -337,7 +342,7 @@ def _sample_by(method: str, kernel: _Kernel, image: jax.Array, x: _Parts, y: _Pa
     if kernel.padding_mode != "zeros":
         x = (_padded_position(_total(x), width, kernel),)
         y = (_padded_position(_total(y), height, kernel),)
-    pixels = _at_least_float32(image)
+    pixels = at_least_float32(image, "image")
     matmul, gather = partial(_sample_matmul, kernel=kernel), partial(_sample_gather, kernel=kernel)
     if method == "auto":  # decided when it is lowered: an exported program may be for several
         sample = partial(jax.lax.platform_dependent, tpu=matmul, default=gather)
@@ -589,25 +594,11 @@ def _sample_matmul(image: jax.Array, x: _Parts, y: _Parts, kernel: _Kernel) -> j
     return jnp.moveaxis(rows, 0, -3)
 
 
-def _at_least_float32(x: ArrayLike) -> jax.Array:
-    x = jnp.asarray(x)
-    wide = jnp.issubdtype(x.dtype, jnp.inexact) and jnp.finfo(x.dtype).bits >= 32
-    return x if wide else x.astype(jnp.float32)
-
-
 def _check_theta(theta: ArrayLike) -> jax.Array:
-    theta = _at_least_float32(theta)
-    if theta.shape[-2:] != (2, 3) or jnp.iscomplexobj(theta):
-        raise ValueError(f"theta must be real [..., 2, 3], got {theta.dtype} {theta.shape}")
+    theta = at_least_float32(theta, "theta")
+    if theta.shape[-2:] != (2, 3):
+        raise ValueError(f"theta must be [..., 2, 3], got {theta.shape}")
     return theta
-
-
-def check_size(size: Sequence[int]) -> tuple[int, int]:
-    """(height, width); a ValueError if it is not two positive integers."""
-    size = tuple(size) if isinstance(size, Iterable) else (size,)
-    if len(size) != 2 or not all(isinstance(n, Integral) and n > 0 for n in size):
-        raise ValueError(f"size must be (height, width), two positive integers, got {size}")
-    return int(size[0]), int(size[1])
 
 
 def _check_image(image: jax.Array, name: str, shape: tuple[int, ...], lead: tuple[int, ...]):

@@ -5,6 +5,10 @@ joint phase classifier and augmenter. Images are float32, normalised (see `norma
 metrics are scalars, means over the batch or running ones, and finite: where one is not, a run ends.
 The key is for what is random in a step; the steps of the paper draw nothing.
 
+Compile them: eager steps take a hundred times as long. On several devices give `jax.jit` a batch
+that is divided among them; in `jax.shard_map` weights that are alike on all devices get the sum of
+their gradients, not the mean.
+
 A step or an evaluation that needs an augmenter raises ValueError on a state without one.
 """
 
@@ -24,10 +28,12 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from maxent_aug import losses
+from maxent_aug.checks import check_image_shape, check_number
 
 Metrics = dict[str, Array]
 
 PRICE = 200.0  # log volume that 1 of h is worth where s = 1/2, at the tolerance
+MOST = 1e6  # of a tolerance or strictness
 MEMORY = 0.98  # decay of `matching_step`'s running means, with an update in every step
 
 
@@ -65,19 +71,25 @@ def create_model_state(
     """Initialises a network.
 
     Args:
-      module: maps images [B, H, W, C] to anything.
+      module: maps images [B, H, W, C] to anything; beside weights it may have batch statistics.
       key: a typed random key.
       image_shape: (H, W, C).
-      tx: the optimiser.
+      tx: the optimiser, one that needs no more than gradients and weights.
       inputs: what the module takes beside the images; of a `StochasticAugmenter` a key.
 
     Returns:
       Its weights, float32, with the optimiser's state, before the first update.
+
+    Raises:
+      ValueError: on another image_shape, or a module with variables of other collections.
     """
+    image_shape = check_image_shape(image_shape)
     image = jnp.zeros((1, *image_shape))
     # Within another program, as in `jax.eval_shape`, one cannot be compiled by itself.
     init = nn.Module.init if isinstance(image, Tracer) else _compiled_init
     variables = init(module, key, image, *inputs)
+    if others := set(variables) - {"params", "batch_stats", "intermediates"}:
+        raise ValueError(f"the module has variables {sorted(others)}: a step would lose them")
     state = ModelState.create(
         apply_fn=module.apply,
         params=variables["params"],
@@ -168,7 +180,8 @@ def _classifier_update(
             rngs={"dropout": key},
         )
         batch_stats = updates.get("batch_stats", {})
-        return losses.cross_entropy(logits, labels).mean(), (logits, batch_stats)
+        each = losses.cross_entropy(_check_logits(logits, images), labels)
+        return each.mean(), (logits, batch_stats)
 
     grads, (logits, batch_stats) = jax.grad(loss_fn, has_aux=True)(classifier.params)
     classifier = classifier.apply_gradients(grads=grads, batch_stats=batch_stats)
@@ -250,7 +263,7 @@ def adversarial_step(
 
     def augmenter_loss(params: Any) -> tuple[Array, Metrics]:
         augmented, _ = augmenter.replace(params=params)(*inputs)
-        logits = _logits(classify, augmented)
+        logits = _check_logits(classify(augmented), images)
         max_entropy = losses.max_entropy_loss(logits, form=form, target=target).mean()
         loss = loss_weight * max_entropy
         metrics = {"max_entropy_loss": max_entropy, "entropy": losses.entropy(logits).mean()}
@@ -275,12 +288,12 @@ def adversarial_step(
     return augmenter, judge, {"loss": loss, "discriminator_loss": d_loss, **metrics}
 
 
-def _logits(classify: Callable[[Array], Array], images: Array) -> Array:
+def _check_logits(logits: Any, images: Array) -> Array:
     """Raises ValueError unless there are some for each image."""
-    logits = classify(images)
-    if logits.ndim != 2 or logits.shape[0] != images.shape[0]:
+    shape = getattr(logits, "shape", type(logits).__name__)
+    if len(shape) != 2 or shape[0] != images.shape[0]:
         raise ValueError(
-            f"classify must return logits [B, m] with B = {images.shape[0]}, got {logits.shape}"
+            f"the classifier must return logits [B, m] with B = {images.shape[0]}, got {shape}"
         )
     return logits
 
@@ -317,25 +330,30 @@ def matching_step(
       unseen: [U, H, W, C] normalised, of images that the classifier never trains on.
       classify: a frozen classifier, images -> logits [B, m]; any differentiable function.
       key: a typed random key.
-      tolerance: about how much more uncertain augmented images may be, in parts of h(unseen).
-      strictness: at least 0; the larger, the closer to that.
-      memory: share of the running means that is kept in a step, in [0, 1).
+      tolerance: about how much more uncertain augmented images may be, in parts of h(unseen);
+        from -1 to 1e6.
+      strictness: at least 0, at most 1e6; the larger, the closer to that.
+      memory: share of the running means that is kept in a step, in [0, 1].
 
     Returns:
       The augmenter, and scalars: augmenter_loss, certainty_weight (s) and, running means that it
       remembers, uncertainty_augmented and uncertainty_unseen (h) and half_width.
 
     Raises:
-      ValueError: on another augmenter, or logits that are not [U, m].
+      ValueError: on another augmenter, no images, logits that are not [U, m], or other numbers.
     """
-    if "unseen" not in augmenter.batch_stats:
-        raise ValueError("augmenter must be a state of a StochasticAugmenter")
+    _check_stochastic(augmenter)
+    if unseen.shape[0] == 0:  # whose mean is NaN, for ever
+        raise ValueError(f"unseen must hold an image or more, got {unseen.shape}")
+    check_number("tolerance", tolerance, -1, MOST)
+    check_number("strictness", strictness, 0, MOST)
+    check_number("memory", memory, 0, 1)
     first, before = augmenter.step == 0, augmenter.batch_stats
 
     def remember(name: str, value: Array) -> Array:
         return jnp.where(first, value, memory * before[name] + (1 - memory) * value)
 
-    uncertainty = losses.uncertainty(_logits(classify, unseen))
+    uncertainty = losses.uncertainty(_check_logits(classify(unseen), unseen))
     plain = remember("unseen", uncertainty.mean())
 
     def loss_fn(params: Any) -> tuple[Array, tuple[Array, Metrics]]:
@@ -400,11 +418,10 @@ def joint_step(
       The state, and the metrics of `frozen_step` and, as they stand, those that `matching_step`
       remembers.
     """
+    augmenter = _check_stochastic(_augmenter(state))
     key, matching_key = jax.random.split(key)
     trained, metrics = frozen_step(state, images, labels, key)
     limits = {"tolerance": tolerance, "strictness": strictness}
-
-    augmenter = _augmenter(state)
     if unseen is not None:
 
         def learn(augmenter: ModelState) -> ModelState:
@@ -477,6 +494,12 @@ def _augmenter(state: State) -> ModelState:
     if state.augmenter is None:
         raise ValueError("this phase needs a state with an augmenter")
     return state.augmenter
+
+
+def _check_stochastic(augmenter: ModelState) -> ModelState:
+    if "unseen" not in getattr(augmenter, "batch_stats", {}):
+        raise ValueError("augmenter must be a state of a StochasticAugmenter")
+    return augmenter
 
 
 def eval_step(state: State, images: Array, labels: Array, key: Array) -> Metrics:

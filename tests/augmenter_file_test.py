@@ -105,7 +105,7 @@ def test_colours_are_kept(tmp_path):
     chex.assert_trees_all_close(
         jax.jit(program.call)(*inputs), load_augmenter(path)(*inputs), atol=1e-3
     )
-    with pytest.raises(ValueError, match="floating point"):
+    with pytest.raises(ValueError, match="color must be None for images of 1"):
         save_augmenter(path, module, params, image_shape=(8, 10, 1), mean=0.5, sd=0.2)
 
 

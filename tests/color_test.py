@@ -113,6 +113,7 @@ def test_dtypes():
         (IMAGES.astype(np.uint8), COLOR, "floating point"),
         (IMAGES[0, 0], COLOR[0], "floating point"),
         (IMAGES, COLOR[:, :3], r"color must be \[..., 4\]"),
+        (IMAGES, COLOR * 1j, "color must be real"),
     ],
 )
 def test_wrong_input_is_named(images, color, words):

@@ -67,6 +67,15 @@ def blob(x, y, size=SIZE, radius=2.0):
     return np.exp(-squares / (2 * radius**2))[..., None].astype(np.float32)
 
 
+@pytest.mark.parametrize("rotation", [math.pi, -math.pi])
+def test_half_a_turn_has_one_angle(rotation):
+    theta = affine_matrix(rotation=rotation)
+    assert float(diagnostics.picture_transform(theta, SIZE)["rotation_deg"]) == 180
+    assert diagnostics.describe(theta[None], SIZE) == ["turned 180° left"]
+    upside_down = diagnostics.picture_transform(-np.eye(2, 3, dtype=np.float32), SIZE)
+    assert float(upside_down["rotation_deg"]) == 180
+
+
 @pytest.mark.parametrize("size", [(32, 32), (24, 40)])
 def test_picture_transform_is_what_happens_to_the_pixels(size):
     rng = np.random.default_rng(0)

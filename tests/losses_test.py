@@ -169,7 +169,7 @@ def test_a_guessing_discriminator_loses_two_log_two():
 def test_wrong_input_is_named():
     with pytest.raises(ValueError, match=r"form is 'up'; allowed: printed, intended, gap, target"):
         losses.max_entropy_loss(jnp.zeros(3), form="up")
-    with pytest.raises(ValueError, match=r"target is 1.5"):
+    with pytest.raises(ValueError, match=r"target must be a number from 0 to 1, got 1.5"):
         losses.max_entropy_loss(jnp.zeros(3), form="target", target=1.5)
     for shape in ((), (1,), (4, 1)):
         with pytest.raises(ValueError, match="2 classes"):

@@ -365,6 +365,12 @@ def test_other_images_are_refused(network, images):
         network.init(keys[0], images, *rest)
 
 
+def test_colours_need_three_channels():
+    network, key = models.StochasticAugmenter(color=ColorBounds()), jax.random.key(0)
+    with pytest.raises(ValueError, match="color must be None for images of 1 channels"):
+        network.init(key, jnp.zeros((2, 8, 8, 1)), key)
+
+
 @pytest.mark.parametrize("color", [None, ColorBounds()])
 @pytest.mark.parametrize("others_shift", [None, 0.1])
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])

@@ -107,6 +107,14 @@ def test_an_accelerator_does_the_same(monkeypatch):
     np.testing.assert_array_equal(of_all, on_cpu)
 
 
+@pytest.mark.parametrize(("bits", "kept"), [(9, 8), (0, 1), (-3, 1)])
+def test_bits_are_cut_to_those_there_are(bits, kept):
+    images = images_of((4, 6, 5, 3), 2)
+    operation = np.full(4, OPERATIONS.index("posterize"))
+    cut, expected = (apply_operations(images, operation, np.full(4, n)) for n in (bits, kept))
+    np.testing.assert_array_equal(cut, expected)
+
+
 def test_in_turn():
     images = images_of((BATCH, 20, 37, 3), 3)
     operation = np.array([OPERATIONS.index(n) for n in ("rotate", "equalize", "color")])

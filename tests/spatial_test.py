@@ -631,6 +631,10 @@ def test_calls_without_jit_compile_once(caplog):
         (lambda image: decompose_affine(image), r"theta .*\(9, 12, 3\)"),
         (lambda image: invert_affine(image), r"theta .*\(9, 12, 3\)"),
         (lambda image: affine_matrix(translation=image), r"translation .*\(9, 12, 3\)"),
+        (lambda image: affine_matrix(rotation=image[0, 0, 0] * 1j), "must be real"),
+        (lambda image: bounded_affine(np.zeros(6) * 1j), "shares must be real, got complex"),
+        (lambda image: warp_affine(image, IDENTITY, align_corners="no"), "align_corners .*'no'"),
+        (lambda image: affine_grid(IDENTITY, (3, 3), align_corners=None), "align_corners .*None"),
     ],
 )
 def test_wrong_input_is_named(call, message):

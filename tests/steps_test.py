@@ -483,19 +483,84 @@ def test_networks_of_phase_2_may_have_statistics(state, batch):
 
 
 @pytest.mark.parametrize(
-    "classify", [lambda images: images.mean((1, 2, 3)), lambda images: images.mean((1, 2))[:2]]
+    "classify",
+    [
+        lambda images: images.mean((1, 2, 3)),
+        lambda images: images.mean((1, 2))[:2],
+        lambda images: (images.mean((1, 2)), images.mean((1, 2))),
+    ],
 )
 def test_what_are_no_logits_is_refused(state, stochastic, batch, classify):
     images = batch[0]
-    with pytest.raises(ValueError, match=r"classify must return logits \[B, m\] with B = 24, got"):
+    with pytest.raises(ValueError, match=r"must return logits \[B, m\] with B = 24, got"):
         steps.adversarial_step(state.augmenter, None, images, classify)
-    with pytest.raises(ValueError, match="classify must return logits"):
+    with pytest.raises(ValueError, match="classifier must return logits"):
         steps.matching_step(stochastic, images, classify, KEY)
 
 
 def test_matching_needs_a_stochastic_augmenter(state, batch):
     with pytest.raises(ValueError, match="a state of a StochasticAugmenter"):
         steps.matching_step(state.augmenter, batch[0], state.classifier, KEY)
+    with pytest.raises(ValueError, match="a state of a StochasticAugmenter"):
+        steps.joint_step(state, *batch, KEY, None)
+
+
+def test_two_outputs_are_refused(batch):
+    class TwoOutputs(nn.Module):
+        @nn.compact
+        def __call__(self, images, train=False):
+            return nn.Dense(3)(images.mean((1, 2))), images
+
+    classifier = steps.create_model_state(TwoOutputs(), KEY, IMAGE_SHAPE, optax.sgd(0.1))
+    with pytest.raises(ValueError, match=r"must return logits .* got tuple"):
+        steps.classifier_step(steps.State(classifier), *batch, KEY)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"tolerance": np.nan}, "tolerance must be a number from -1 to 1e.06, got nan"),
+        ({"strictness": -1}, "strictness must be a number from 0 .* got -1"),
+        ({"memory": 1.5}, "memory must be a number from 0 to 1, got 1.5"),
+        ({"memory": None}, "memory .* got None"),
+    ],
+)
+def test_numbers_of_matching(stochastic, state, batch, options, named):
+    with pytest.raises(ValueError, match=named):
+        steps.matching_step(stochastic, batch[0], state.classifier, KEY, **options)
+
+
+def test_matching_refuses_no_images(stochastic, state, batch):
+    """Whose mean uncertainty, NaN, would be remembered for ever."""
+    with pytest.raises(ValueError, match=r"unseen must hold an image or more, got \(0, "):
+        steps.matching_step(stochastic, batch[0][:0], state.classifier, KEY)
+
+
+def test_a_tolerance_may_be_traced(stochastic, state, batch):
+    def learn(tolerance):
+        return steps.matching_step(
+            stochastic, batch[0], state.classifier, KEY, tolerance=tolerance
+        )[1]
+
+    chex.assert_trees_all_close(jax.jit(learn)(0.2), jax.jit(partial(learn, 0.2))(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(0, 8, 3), (8, 8), (8.0, 8, 3), 8])
+def test_a_state_needs_an_image_shape(shape):
+    with pytest.raises(ValueError, match="image_shape must be"):
+        steps.create_model_state(models.Discriminator(), KEY, shape, optax.sgd(0.1))
+
+
+def test_a_state_keeps_all_variables_or_says_so():
+    class Counting(nn.Module):
+        @nn.compact
+        def __call__(self, images):
+            self.sow("intermediates", "mean", images.mean())
+            self.variable("cache", "count", jnp.zeros, ())
+            return nn.Dense(3)(images.mean((1, 2)))
+
+    with pytest.raises(ValueError, match=r"variables \['cache'\]"):
+        steps.create_model_state(Counting(), KEY, IMAGE_SHAPE, optax.sgd(0.1))
 
 
 def test_the_state_keeps_its_types(state, batch):
