@@ -503,10 +503,11 @@ def _check_sizes(config: Training, train_set: data.Dataset, test_set: data.Datas
     classes, available = len(train_set.class_names), len(train_set.images)
     asked = {"held_out": config.data.held_out, "train_examples": config.data.train_examples}
     for name, examples in asked.items():
-        if examples and not classes <= examples <= available:
+        if examples and not classes <= examples <= available - (name == "held_out"):
             raise UsageError(
                 f"--config.data.{name}={examples} is not allowed (0, or from the number of "
-                f"classes, {classes}, to the number of training images that are left, {available})"
+                f"classes, {classes}, to the number of training images that are left, {available}"
+                f"{', less one' if name == 'held_out' else ''})"
             )
         available -= config.data.held_out
     used = chosen_examples(train_set, config)

@@ -127,11 +127,31 @@ def base_name(name: str) -> str:
 
 
 def subset(dataset: Dataset, examples: int, seed: int) -> Dataset:
-    """A stratified random part: each class's count is within 1 of its proportional share.
+    """A stratified random part: an image of each class or more, else in proportion.
 
     examples: in [number of classes, N]; seed: >= 0, fixes the choice on every platform. The order
     is that of `dataset`. Raises ValueError.
     """
+    _check_part(dataset, examples, seed)
+    return _taken(dataset, stratified(dataset.labels, examples, seed, least=1))
+
+
+def hold_out(dataset: Dataset, examples: int, seed: int) -> tuple[Dataset, Dataset]:
+    """(the rest, a stratified random part), each in the order of `dataset`.
+
+    The part is in proportion, but has an image or more of each class that has two or more.
+    examples: in [number of classes, N - 1]; seed: >= 0. Raises ValueError.
+    """
+    if examples >= len(dataset.images):
+        raise ValueError(f"examples must be less than the {len(dataset.images)} images")
+    _check_part(dataset, examples, seed)
+    several = np.bincount(dataset.labels) > 1
+    held = stratified(dataset.labels, examples, seed, least=several)
+    rest = np.setdiff1d(np.arange(len(dataset.images)), held)
+    return _taken(dataset, rest), _taken(dataset, held)
+
+
+def _check_part(dataset: Dataset, examples: int, seed: int) -> None:
     classes, available = len(dataset.class_names), len(dataset.images)
     if not classes <= examples <= available:
         raise ValueError(
@@ -140,21 +160,10 @@ def subset(dataset: Dataset, examples: int, seed: int) -> Dataset:
         )
     if seed < 0:
         raise ValueError(f"seed must be 0 or more, not {seed}")
-    chosen = stratified(dataset.labels, examples, seed)
-    return Dataset(dataset.images[chosen], dataset.labels[chosen], dataset.class_names)
 
 
-def hold_out(dataset: Dataset, examples: int, seed: int) -> tuple[Dataset, Dataset]:
-    """(the rest, a stratified random part as of `subset`), each in the order of `dataset`.
-
-    examples: in [number of classes, N - 1]; seed: >= 0. Raises ValueError.
-    """
-    if examples >= len(dataset.images):
-        raise ValueError(f"examples must be less than the {len(dataset.images)} images")
-    held = subset(dataset, examples, seed)
-    chosen = np.isin(np.arange(len(dataset.images)), stratified(dataset.labels, examples, seed))
-    rest = Dataset(dataset.images[~chosen], dataset.labels[~chosen], dataset.class_names)
-    return rest, held
+def _taken(dataset: Dataset, indices: np.ndarray) -> Dataset:
+    return Dataset(dataset.images[indices], dataset.labels[indices], dataset.class_names)
 
 
 def rotate(dataset: Dataset, degrees: float) -> Dataset:
@@ -177,7 +186,7 @@ def rotate(dataset: Dataset, degrees: float) -> Dataset:
 
 @jax.jit
 def _rotate(images: Array, angles: Array) -> Array:
-    theta = affine_matrix(rotation=angles)
+    theta = affine_matrix(rotation=angles, size=images.shape[1:3])
     rotated = warp_affine(images, theta, mode="bicubic", padding_mode="reflection")
     return jnp.clip(jnp.round(rotated), 0, 255).astype(jnp.uint8)
 
@@ -221,18 +230,26 @@ def _check_images(images: Any) -> None:
         )
 
 
-def stratified(labels: np.ndarray, examples: int, seed: int) -> np.ndarray:
+def stratified(
+    labels: np.ndarray, examples: int, seed: int, least: int | np.ndarray = 0
+) -> np.ndarray:
     """Sorted indices of a stratified choice; shares are rounded by largest remainder.
 
-    labels: [N] integers; examples: in [0, N]; seed: >= 0.
+    Of equal remainders that of the class goes first whose first image is drawn first.
+    labels: [N] integers; examples: in [0, N]; seed: >= 0; least: of a class, or [m] of each, if it
+    has so many, at the cost of the largest; the sum of these is at most `examples`.
     """
     counts = np.bincount(labels)
-    shares, remainders = np.divmod(counts * examples, len(labels))
-    rest = examples - shares.sum()
-    shares[np.argsort(-remainders, kind="stable")[:rest]] += 1
     # Raw PCG64 output, unlike Generator's methods, is the same in every release of NumPy.
     order = np.argsort(np.random.PCG64(seed).random_raw(len(labels)), kind="stable")
-    chosen = [order[labels[order] == label][:share] for label, share in enumerate(shares)]
+    classes, first = np.unique(labels[order], return_index=True)
+    shares, remainders = np.divmod(counts * examples, len(labels))
+    ranked = classes[np.lexsort((first, -remainders[classes]))]
+    shares[ranked[: examples - shares.sum()]] += 1
+    wanted = np.maximum(shares, np.minimum(least, counts))
+    for _ in range(wanted.sum() - examples):
+        wanted[np.argmax(wanted)] -= 1
+    chosen = [order[labels[order] == label][:share] for label, share in enumerate(wanted)]
     return np.sort(np.concatenate(chosen))
 
 

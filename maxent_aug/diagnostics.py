@@ -230,12 +230,15 @@ def boxes(half_width: Array) -> dict[str, Array]:
     return found | {"spread_between": jnp.sqrt(jnp.mean(jnp.square(half_width - means)))}
 
 
-@jax.jit
-def draws(theta: Array, theta_again: Array) -> dict[str, Array]:
+@partial(jax.jit, static_argnames="size")
+def draws(
+    theta: Array, theta_again: Array, size: tuple[int, int] | None = None
+) -> dict[str, Array]:
     """How two draws of an augmenter for the same images differ: what is noise, what is the image.
 
     Args:
       theta, theta_again: [N, 2, 3]; equal ones of an augmenter that draws nothing.
+      size: (height, width) in pixels; by default of square images.
 
     Returns:
       Scalars: spread_of_draws, the deviation of theta for one image (root mean square of
@@ -245,7 +248,7 @@ def draws(theta: Array, theta_again: Array) -> dict[str, Array]:
     within = jnp.mean(jnp.square(theta - theta_again).sum((-2, -1))) / 2
     both = jnp.stack([theta, theta_again])
     total = jnp.mean(jnp.square(both - both.mean((0, 1))).sum((-2, -1)))
-    parts = decompose_affine(both)
+    parts = decompose_affine(both, size=size)
     names = ("rotation", "log_scale", "log_aspect", "shear")
     coordinates = [parts["translation"], *(parts[name][..., None] for name in names)]
     shares = jnp.abs(jnp.concatenate(coordinates, axis=-1)) / jnp.array(AffineBounds())

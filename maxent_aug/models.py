@@ -216,7 +216,7 @@ class Augmenter(nn.Module):
         if self.bounds is None:
             theta = chosen.reshape(-1, 2, 3)
         else:
-            theta = bounded_affine(jnp.tanh(chosen), self.bounds)
+            theta = bounded_affine(jnp.tanh(chosen), self.bounds, size=images.shape[1:3])
         return warp_affine(images, theta, padding_mode=self.padding_mode), theta
 
 
@@ -307,13 +307,18 @@ class StochasticAugmenter(nn.Module):
         log_volume, edge = nn.log_sigmoid(raw), nn.softplus(raw) / 20
         return Box(half_width, log_volume.sum(-1), edge.sum(-1))
 
-    def draw(self, half_width: Array, key: Array) -> tuple[Array, Array | None]:
-        """theta [B, 2, 3], and color [B, 4] of `adjust_color`, drawn from each image's box."""
+    def draw(
+        self, half_width: Array, key: Array, size: Sequence[int]
+    ) -> tuple[Array, Array | None]:
+        """theta [B, 2, 3], and color [B, 4] of `adjust_color`, drawn from each image's box.
+
+        size: (height, width) of the images.
+        """
         shares = half_width * jax.random.uniform(
             key, half_width.shape, half_width.dtype, minval=-1.0
         )
         affine, color = jnp.split(shares, [len(self.bounds)], axis=-1)
-        theta = bounded_affine(affine, self.bounds)
+        theta = bounded_affine(affine, self.bounds, size=size)
         return theta, None if self.color is None else color * jnp.array(self.color, color.dtype)
 
     def partition(self, count: int) -> tuple[int, int]:
@@ -351,7 +356,8 @@ class StochasticAugmenter(nn.Module):
         draw_key, chosen_key, shift_key = jax.random.split(key, 3)
         if chosen is None:
             chosen = jax.random.bernoulli(chosen_key, float(self.share), images.shape[:1])
-        theta, color = self.draw(self._boxes(images, uncertainty).half_width, draw_key)
+        half_width = self._boxes(images, uncertainty).half_width
+        theta, color = self.draw(half_width, draw_key, images.shape[1:3])
         if self.others_shift is None:
             theta = jnp.where(chosen[:, None, None], theta, jnp.eye(2, 3, dtype=theta.dtype))
             changed = self._change(images, theta, color)
@@ -372,7 +378,7 @@ class StochasticAugmenter(nn.Module):
         self, images: Array, half_width: Array, key: Array
     ) -> tuple[Array, Array, Array | None]:
         """(augmented, theta, color) drawn from given boxes, all with an affine transform."""
-        theta, color = self.draw(half_width, key)
+        theta, color = self.draw(half_width, key, images.shape[1:3])
         return self._change(images, theta, color), theta, color
 
     def _boxes(self, images: Array, uncertainty: Array | None) -> Box:

@@ -127,9 +127,10 @@ def _list_splits(folder: Path, test_fraction: float, split_seed: int) -> dict[st
             f"data_dir {_shown(folder)} has no subfolders: pictures lie in one subfolder a class"
         )
     found = [name for name in _SPLITS if name in top]
-    if len(found) == 2:
+    divided = [name for name in found if any(_subfolders(top[name]))]  # else a class: a train
+    if len(found) == 2 and (divided or len(top) == 2):
         return _same_classes({name: _list_classes(top[name]) for name in _SPLITS})
-    if any(_subfolders(top[name]) for name in found):  # else it is a class: a train is a vehicle
+    if divided:
         (missing,) = set(_SPLITS) - set(found)
         raise ValueError(
             f"data_dir {_shown(folder)} has {found[0]} but no {missing}: add it, or name "
@@ -263,7 +264,9 @@ def _decode(path: Path, mode: str, image_size: int) -> np.ndarray:
 def _flatten(picture: Image.Image, mode: str) -> Image.Image:
     """A picture in 8 bits without transparency: what is transparent becomes white."""
     if picture.mode.startswith("I"):  # 16 bits; Pillow itself would cut all above 255 off
-        return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8)).convert(mode)
+        levels = np.asarray(picture)
+        clear = levels == picture.info.get("transparency", -1)
+        return Image.fromarray(np.where(clear, 255, levels >> 8).astype(np.uint8)).convert(mode)
     if picture.has_transparency_data:
         coloured = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), coloured)

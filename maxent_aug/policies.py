@@ -243,7 +243,7 @@ def random_affine(
     images = check_images(images)
     check_range(images, rounded=False)
     shares = jax.random.uniform(key, (images.shape[0], 6), minval=-1.0)
-    theta = bounded_affine(shares, bounds)
+    theta = bounded_affine(shares, bounds, size=images.shape[1:3])
     warped = warp_affine(images, theta, mode=interpolation, padding_mode=padding_mode)
     # A cubic passes the extremes of what it is made of.
     return in_dtype(jnp.clip(warped, 0, 255), images.dtype)

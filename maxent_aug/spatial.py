@@ -33,6 +33,7 @@ def affine_matrix(
     shear: ArrayLike = 0.0,
     translation: ArrayLike = 0.0,
     flip: ArrayLike = False,
+    size: Sequence[int] | None = None,
 ) -> jax.Array:
     """theta = [R @ Shear @ diag(sx, sy) @ Flip | translation].
 
@@ -46,12 +47,15 @@ def affine_matrix(
       rotation, log_scale, log_aspect, shear: [...], radians and natural logarithms; broadcast.
       translation: a scalar for both axes or [..., 2] as (x, y); 2 is the full width of the image.
       flip: [...], true mirrors x first.
+      size: (height, width) of the images, where R and Shear are of square pixels, so that oblong
+        images are rotated, too, and not sheared; by default they are of normalised units.
 
     Returns:
       theta [..., 2, 3], at least float32.
 
     Raises:
-      ValueError: if translation is neither a scalar nor [..., 2], or one is complex.
+      ValueError: if translation is neither a scalar nor [..., 2], one is complex, or size is not
+        two positive integers.
     """
     given = rotation, log_scale, log_aspect, shear, translation
     parts = [x if isinstance(x, float) else jnp.asarray(x) for x in given]  # floats have no dtype
@@ -66,9 +70,17 @@ def affine_matrix(
     mirror = jnp.where(jnp.asarray(flip), -1.0, 1.0).astype(rotation.dtype)
     sx = mirror * jnp.exp(log_scale + log_aspect / 2)
     sy = jnp.exp(log_scale - log_aspect / 2)
-    entries = (cos * sx, (cos * shear - sin) * sy, tx, sin * sx, (sin * shear + cos) * sy, ty)
+    oblong = _height_by_width(size)
+    along_y, along_x = (cos * shear - sin) * sy * oblong, sin * sx / oblong
+    entries = (cos * sx, along_y, tx, along_x, (sin * shear + cos) * sy, ty)
     entries = jnp.broadcast_arrays(*entries)
     return jnp.stack(entries, axis=-1).reshape(*entries[0].shape, 2, 3)
+
+
+def _height_by_width(size: Sequence[int] | None) -> float:
+    """Units of x in one of y: the linear part in pixels, D theta D^-1 with D = diag(W, H) / 2."""
+    height, width = (1, 1) if size is None else check_size(size)
+    return height / width
 
 
 class AffineBounds(NamedTuple):
@@ -93,19 +105,23 @@ WIDE_BOUNDS = AffineBounds(
 
 
 def bounded_affine(
-    shares: ArrayLike, bounds: AffineBounds | tuple[float, ...] = DEFAULT_BOUNDS
+    shares: ArrayLike,
+    bounds: AffineBounds | tuple[float, ...] = DEFAULT_BOUNDS,
+    *,
+    size: Sequence[int] | None = None,
 ) -> jax.Array:
     """theta whose six coordinates are shares of their bounds: `affine_matrix` of shares * bounds.
 
     Args:
       shares: [..., 6] in [-1, 1], in the order of `AffineBounds`; 0 is the identity.
       bounds: six finite numbers, at least 0.
+      size: of `affine_matrix`.
 
     Returns:
       theta [..., 2, 3], at least float32.
 
     Raises:
-      ValueError: on other shapes or bounds.
+      ValueError: on other shapes, bounds or size.
     """
     shares = at_least_float32(shares, "shares")
     if np.shape(bounds) != (6,) or not all(0 <= bound < math.inf for bound in bounds):
@@ -120,10 +136,13 @@ def bounded_affine(
         log_aspect=log_aspect,
         shear=shear,
         translation=jnp.stack([tx, ty], -1),
+        size=size,
     )
 
 
-def decompose_affine(theta: ArrayLike) -> dict[str, jax.Array]:
+def decompose_affine(
+    theta: ArrayLike, *, size: Sequence[int] | None = None
+) -> dict[str, jax.Array]:
     """The six arguments of `affine_matrix` that give theta, rotation in (-pi, pi].
 
     A singular theta has no such parts; lengths are kept above 1e-6 so that values and gradients
@@ -131,15 +150,17 @@ def decompose_affine(theta: ArrayLike) -> dict[str, jax.Array]:
 
     Args:
       theta: [..., 2, 3].
+      size: of `affine_matrix`.
 
     Returns:
       rotation, log_scale, log_aspect, shear, flip (bool): [...]; translation: [..., 2].
 
     Raises:
-      ValueError: if theta is not [..., 2, 3].
+      ValueError: if theta is not [..., 2, 3], or on another size.
     """
-    theta = _check_theta(theta)
-    a, b, c, d = theta[..., 0, 0], theta[..., 0, 1], theta[..., 1, 0], theta[..., 1, 1]
+    theta, oblong = _check_theta(theta), _height_by_width(size)
+    a, b = theta[..., 0, 0], theta[..., 0, 1] / oblong
+    c, d = theta[..., 1, 0] * oblong, theta[..., 1, 1]
     # The direction of a column of length 0 is free: x.
     short = a * a + c * c < 1e-12
     a, c = jnp.where(short, 1e-6, a), jnp.where(short, 0.0, c)

@@ -397,7 +397,8 @@ def _evaluation_record(run: Run, phase: Phase, state: steps.State) -> dict[str, 
         collapse = diagnostics.collapse(theta, (height, width), before, after)
         record = {name: float(value) for name, value in jax.device_get(collapse).items()}
         if "theta_again" in values:
-            draws = diagnostics.draws(theta, *programs.put(run.mesh, values.pop("theta_again")))
+            (again,) = programs.put(run.mesh, values.pop("theta_again"))
+            draws = diagnostics.draws(theta, again, (height, width))
             record |= {name: float(value) for name, value in jax.device_get(draws).items()}
         if "half_width" in values:
             boxes = diagnostics.boxes(*programs.put(run.mesh, values.pop("half_width")))

@@ -94,6 +94,7 @@ WRONG = [
     ("--config.data.train_examples=9",),
     ("--config.data.train_examples=1438",),
     ("--config.data.held_out=9",),
+    ("--config.data.held_out=1437",),
     ("--config.data.held_out=1438",),
     ("--config.batch_size=64", "--config.data.held_out=1400"),
     ("--config.data.train_examples=1038", "--config.data.held_out=400"),

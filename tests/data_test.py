@@ -575,8 +575,12 @@ def test_subsets_are_stratified_sorted_and_fixed(draws, classes, seed):
     assert len(indices) == examples
     assert (np.diff(indices) > 0).all()
     np.testing.assert_array_equal(part.labels, whole.labels[indices])
-    share = np.bincount(whole.labels, minlength=classes) * examples / len(labels)
-    assert np.abs(np.bincount(part.labels, minlength=classes) - share).max() < 1
+    there, got = (np.bincount(d.labels, minlength=classes) for d in (whole, part))
+    share = there * examples / len(labels)
+    assert (got >= np.minimum(there, 1)).all()
+    # In proportion, but for what the largest give up so that the smallest have one.
+    given_up = np.sum(np.where(there > 0, 1 - np.minimum(share, 1), 0))
+    assert (got - share).max() < 1 and (share - got).max() < 1 + given_up
     np.testing.assert_array_equal(data.subset(whole, examples, seed).images, part.images)
 
 
@@ -586,6 +590,24 @@ def test_subsets_differ_between_seeds_and_are_the_same_everywhere():
     assert (first != second).any()
     chosen = data.subset(whole, 10, 0).images.reshape(-1, 4).copy().view(">u4").ravel()
     assert chosen.tolist() == [92, 196, 269, 403, 504, 608, 657, 850, 855, 921]
+
+
+def test_a_small_class_is_not_left_out():
+    labels = np.repeat(np.arange(4), (500, 2, 2, 1))
+    assert np.bincount(data.subset(numbered(labels, 4), 50, 0).labels).tolist() == [47, 1, 1, 1]
+    rest, held = data.hold_out(numbered(labels, 4), 50, 0)
+    # The only picture of a class is trained on.
+    assert np.bincount(held.labels, minlength=4).tolist() == [48, 1, 1, 0]
+    assert np.bincount(rest.labels).tolist() == [452, 1, 1, 1]
+
+
+def test_which_of_many_small_classes_are_chosen_is_drawn():
+    """Not those with the first names, seed by seed."""
+    labels = np.repeat(np.arange(300), 2)
+    chosen = [set(labels[data.stratified(labels, 30, seed)]) for seed in range(20)]
+    assert all(len(classes) == 30 for classes in chosen)
+    counts = np.bincount(np.concatenate([list(classes) for classes in chosen]), minlength=300)
+    assert counts.max() < 10 and abs(counts[:150].sum() - 300) < 60  # of 20, and of 600
 
 
 def test_held_out_images_are_a_stratified_part_and_the_rest_is_all_others():
@@ -657,6 +679,16 @@ def test_rotated_images_are_rotated_about_the_middle_uniformly(degrees):
     again = data.rotate(dataset, degrees)
     np.testing.assert_array_equal(rotated.images, again.images)
     np.testing.assert_array_equal(dataset.images, dots(2000).images)  # and its own are left alone
+
+
+def test_oblong_pictures_are_rotated_and_not_distorted():
+    row, column = np.mgrid[:24, :40]
+    radius = np.hypot(row - 11.5, column - 19.5)
+    disc = 255 * (radius < 8)
+    images = np.tile(disc[None, ..., None], (20, 1, 1, 1)).astype(np.uint8)
+    rotated = data.rotate(data.Dataset(images, np.zeros(20, np.int32), ("a",)), 180).images
+    assert (rotated[:, radius < 6] == 255).all()
+    assert rotated[:, (radius > 9) & (radius < 11)].max() < 5  # further out it is mirrored
 
 
 def test_a_rotation_leaves_no_empty_corner_and_no_overflow():

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maxent_aug import ColorBounds, adjust_color, models, steps
-from maxent_aug.spatial import WIDE_BOUNDS, decompose_affine, warp_affine
+from maxent_aug import ColorBounds, adjust_color, diagnostics, models, steps
+from maxent_aug.spatial import WIDE_BOUNDS, AffineBounds, decompose_affine, warp_affine
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -146,13 +146,30 @@ def test_a_new_stochastic_augmenter_draws_from_its_start_width(start):
     np.testing.assert_allclose(augmented, warp_affine(images, theta, **sampler), atol=1e-5)
 
 
+@pytest.mark.parametrize("network", [models.StochasticAugmenter, models.Augmenter])
+def test_oblong_images_are_rotated_and_not_distorted(network):
+    bounds = AffineBounds(0, 0, np.pi / 4, 0, 0, 0)
+    options = {"share": 1.0} if network is models.StochasticAugmenter else {"stochastic": True}
+    module, key = network(bounds=bounds, **options), jax.random.key(0)
+    images = jax.random.normal(key, (50, 20, 8, 1))
+    _, theta = jax.jit(module.init_with_output)(key, images, key)[0]
+    seen = diagnostics.picture_transform(theta, (20, 8))
+    turned = np.abs(seen["rotation_deg"])
+    assert 4 < turned.max() <= 45
+    for name, value in {"shear": 0, "aspect": 1, "scale": 1}.items():
+        np.testing.assert_allclose(seen[name], value, atol=1e-4)
+    draws = diagnostics.draws(theta, theta, (20, 8))
+    assert draws["beyond_bounds"] == pytest.approx(np.mean(turned > 28.5) / 6, abs=1e-6)
+
+
 def test_a_stochastic_augmenter_changes_colours_within_its_boxes():
     module = models.StochasticAugmenter(color=ColorBounds(), start_width=0.5, others_shift=0.25)
     images = jax.random.normal(jax.random.key(0), (200, 8, 8, 3))
     variables = jax.jit(module.init)(jax.random.key(1), images, jax.random.key(2))
     box = module.apply(variables, UNCERTAINTY, method="box")
     np.testing.assert_allclose(box.half_width, np.full((200, 10), 0.5), rtol=1e-5)
-    theta, color = module.apply(variables, box.half_width, jax.random.key(3), method="draw")
+    inputs = box.half_width, jax.random.key(3), (8, 8)
+    theta, color = module.apply(variables, *inputs, method="draw")
     drawn = np.abs(color) / np.array(ColorBounds())
     assert np.all(drawn <= 0.5 + 1e-6) and np.all(drawn.max(0) > 0.45)
     augmented, theta, same_color, _ = module.apply(

@@ -129,9 +129,10 @@ def test_other_files_are_ignored(tmp_path):
     np.testing.assert_array_equal(found.images, expected.images)
 
 
-def test_a_class_may_be_called_train(tmp_path):
-    train, test = both(fill(tmp_path, ("car", "train")))
-    assert train.class_names == test.class_names == ("car", "train")
+@pytest.mark.parametrize("names", [("car", "train"), ("bus", "test", "train")])
+def test_a_class_may_be_called_train(tmp_path, names):
+    train, test = both(fill(tmp_path, names))
+    assert train.class_names == test.class_names == names
 
 
 def keys(dataset):
@@ -264,6 +265,16 @@ def test_all_kinds_together_are_colour(tmp_path, capfd):
     deep = images[sorted(CASES).index("grey_16.png")]
     np.testing.assert_array_equal(deep, np.dstack([GREY] * 3))
     assert capfd.readouterr().err == ""
+
+
+def test_a_transparent_level_of_16_bits(tmp_path):
+    level = int(DEEP[0, 0])
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        for number in range(2):
+            Image.fromarray(DEEP).save(tmp_path / folder / f"{number}.png", transparency=level)
+    image = read("train", tmp_path).images[0, ..., 0]
+    np.testing.assert_array_equal(image, np.where(level == DEEP, 255, DEEP >> 8))
 
 
 def test_palette_with_a_transparent_colour(tmp_path):

@@ -204,7 +204,7 @@ def test_random_affine_is_within_its_bounds(only):
     images = np.broadcast_to(image, (batch, *image.shape))
     sampler = {"interpolation": "bilinear", "padding_mode": "zeros"}
     out = ma.random_affine(KEY, images, bounds=tuple(bounds), **sampler)
-    parts = ma.decompose_affine(np.array([*recovered_theta(out)], np.float32))
+    parts = ma.decompose_affine(np.array([*recovered_theta(out)], np.float32), size=size)
     assert not np.any(parts["flip"])
     names = ("rotation", "log_scale", "log_aspect", "shear")
     found = np.column_stack([parts["translation"], *(parts[name] for name in names)])

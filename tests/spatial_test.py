@@ -138,6 +138,25 @@ def test_bounded_affine_is_affine_matrix_of_shares_of_the_bounds():
             bounded_affine(shares, wrong)
 
 
+@few
+@given(
+    st.tuples(st.integers(1, 300), st.integers(1, 300)),
+    floats(-1, 1, 6),
+)
+def test_the_parts_of_oblong_images_are_of_square_pixels(size, shares):
+    theta = bounded_affine(shares, size=size)
+    height, width = size
+    half = np.diag([width / 2, height / 2])
+    in_pixels = half @ np.asarray(theta[:, :2], np.float64) @ np.linalg.inv(half)
+    square = np.asarray(bounded_affine(shares))
+    np.testing.assert_allclose(in_pixels, square[:, :2], rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(theta[:, 2], square[:, 2])
+    parts = decompose_affine(theta, size=size)
+    for name, part in decompose_affine(square).items():
+        np.testing.assert_allclose(np.float32(parts[name]), np.float32(part), atol=1e-4)
+    np.testing.assert_allclose(affine_matrix(**parts, size=size), theta, rtol=1e-4, atol=1e-4)
+
+
 def test_rotation_range_is_half_open():
     theta = np.array([[-1, 0, 0], [-0.0, -1, 0]], np.float32)
     assert decompose_affine(theta)["rotation"] == np.float32(np.pi)
