@@ -58,8 +58,21 @@ def apply_operations(
       ValueError: on other shapes or dtypes, and, where it is called with numbers and not traced,
         on images that are plainly of 0..1 or normalised, or on another operation or magnitude.
     """
-    images = check_images(images, (1, 3))
     operation, magnitude = jnp.asarray(operation), jnp.asarray(magnitude, jnp.float32)
+    if is_known(operation):
+        for index in np.unique(jax.device_get(operation)):
+            if not 0 <= index < len(OPERATIONS):
+                raise ValueError(f"operation must be in 0..{len(OPERATIONS) - 1}, got {index}")
+    if is_known(magnitude) and not np.isfinite(jax.device_get(magnitude)).all():
+        raise ValueError("magnitude must be finite")
+    return apply_drawn(images, operation, magnitude, fill=fill)
+
+
+def apply_drawn(
+    images: ArrayLike, operation: Array, magnitude: Array, *, fill: ArrayLike = 0
+) -> Array:
+    """`apply_operations` of what was drawn, whose numbers no device is asked for."""
+    images = check_images(images, (1, 3))
     shape, last = operation.shape, images.shape[0]
     if not jnp.issubdtype(operation.dtype, jnp.integer):
         raise ValueError(f"operation must be integers, got {operation.dtype}")
@@ -70,7 +83,6 @@ def apply_operations(
             f"operation and magnitude must be [B] or [n, B] with B = {last}, "
             f"got {shape} and {magnitude.shape}"
         )
-    _check_drawn(operation, magnitude)
     check_range(images)
     levels = in_dtype(images, jnp.dtype(jnp.uint8))
     operation, magnitude = operation.reshape(-1, last), magnitude.reshape(-1, last)
@@ -78,15 +90,6 @@ def apply_operations(
         levels, operation, magnitude, check_fill(fill, levels)
     )
     return levels.astype(images.dtype)
-
-
-def _check_drawn(operation: Array, magnitude: Array) -> None:
-    if is_known(operation):
-        for index in np.unique(jax.device_get(operation)):
-            if not 0 <= index < len(OPERATIONS):
-                raise ValueError(f"operation must be in 0..{len(OPERATIONS) - 1}, got {index}")
-    if is_known(magnitude) and not np.isfinite(jax.device_get(magnitude)).all():
-        raise ValueError("magnitude must be finite")
 
 
 @jax.jit

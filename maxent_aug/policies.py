@@ -25,7 +25,7 @@ from maxent_aug.checks import check_number
 from maxent_aug.losses import uncertainty
 from maxent_aug.operations import (
     OPERATIONS,
-    apply_operations,
+    apply_drawn,
     check_fill,
     check_images,
     check_range,
@@ -274,7 +274,7 @@ def color_jitter(
     """
     images = check_images(images, (1, 3))
     drawn = draw_color_jitter(key, images.shape[0], (brightness, contrast, saturation))
-    return apply_operations(images, *drawn)
+    return apply_drawn(images, *drawn)
 
 
 def draw_color_jitter(
@@ -461,7 +461,7 @@ def rand_augment(
     """
     images = check_images(images, (1, 3))
     drawn = draw_rand_augment(key, images.shape, n=n, m=m)
-    return apply_operations(images, *drawn, fill=fill)
+    return apply_drawn(images, *drawn, fill=fill)
 
 
 def draw_rand_augment(
@@ -494,7 +494,7 @@ def trivial_augment(key: Array, images: ArrayLike, *, fill: ArrayLike = 0) -> Ar
       ValueError: on other images.
     """
     images = check_images(images, (1, 3))
-    return apply_operations(images, *draw_trivial_augment(key, images.shape), fill=fill)
+    return apply_drawn(images, *draw_trivial_augment(key, images.shape), fill=fill)
 
 
 def draw_trivial_augment(key: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
@@ -523,7 +523,7 @@ def auto_augment(key: Array, images: ArrayLike, *, fill: ArrayLike = 0) -> Array
       ValueError: on other images.
     """
     images = check_images(images, (1, 3))
-    return apply_operations(images, *draw_auto_augment(key, images.shape), fill=fill)
+    return apply_drawn(images, *draw_auto_augment(key, images.shape), fill=fill)
 
 
 def draw_auto_augment(key: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
@@ -567,7 +567,7 @@ def entropy_magnitude(
         raise ValueError(f"strength must be [B] with B = {images.shape[0]}, got {strength.shape}")
     level = jnp.clip(strength, 0, 1)
     drawn = divided_like(level, _draw)(key, level, _standard_ranges(images.shape))
-    return apply_operations(images, *drawn, fill=fill)
+    return apply_drawn(images, *drawn, fill=fill)
 
 
 def entropy_strength(logits: ArrayLike) -> Array:

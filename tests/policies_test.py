@@ -322,7 +322,7 @@ def test_auto_augment_draws():
 def test_entropy_magnitude_grows_with_the_strength(monkeypatch):
     drawn = {}
     monkeypatch.setattr(
-        policies, "apply_operations",
+        policies, "apply_drawn",
         lambda images, operation, magnitude, fill: drawn.update(o=operation, m=magnitude) or images,
     )  # fmt: skip
     strength = np.random.default_rng(0).uniform(0, 1, MANY).astype(np.float32)
