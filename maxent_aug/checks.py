@@ -26,7 +26,8 @@ def check_number(name: str, value: Any, low: float, high: float) -> None:
         return
     number = isinstance(value, Real | jax.Array | np.ndarray) and getattr(value, "ndim", 0) == 0
     if not number or not low <= jax.device_get(value) <= high:
-        raise ValueError(f"{name} must be a number from {low:g} to {high:g}, got {value!r}")
+        shown = " ".join(repr(value).split())  # an array's has several lines
+        raise ValueError(f"{name} must be a number from {low:g} to {high:g}, got {shown:.80}")
 
 
 def at_least_float32(x: ArrayLike, name: str) -> jax.Array:

@@ -450,6 +450,7 @@ def with_nan(images):
         (lambda x: ma.rand_augment(KEY, x, m="9"), "m must be a number from 0 to 30, got '9'"),
         (lambda x: ma.color_jitter(KEY, x, contrast=(0.5, 1)), r"contrast .* got \(0.5, 1\)"),
         (lambda x: ma.either(ma.flip, ma.flip, None), "share .* got None"),
+        (lambda x: ma.mixup(KEY, x, np.eye(24), alpha=np.ones((9, 30))), "alpha must .* got array"),
         (lambda x: ma.rand_augment(KEY, with_nan(x / 60 - 2)), "of 0..255, got -2 to 2.25"),
         (lambda x: ma.color_jitter(KEY, with_nan(x / 255)), "of 0..255, got 0 to 1$"),
     ],
