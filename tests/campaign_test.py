@@ -4,6 +4,7 @@ What comes out is compared, bit by bit, with a run that nothing happened to. CAM
 the moments of a failure.
 """
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -137,7 +138,8 @@ def test_20_signals_at_random_moments(uninterrupted, shared, tmp_path, number):
             process = place.start()
             process.join(moment)
             if process.is_alive():
-                os.kill(process.pid, number)
+                with contextlib.suppress(ProcessLookupError):  # it has ended just now
+                    os.kill(process.pid, number)
             code, errors = place.end(process)
             done = len(place.checkpoints())
             log.append(f"run {runs}, {moment} s: exit code {code}, {done} checkpoints, {errors!r}")
