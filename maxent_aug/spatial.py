@@ -70,8 +70,8 @@ def affine_matrix(
     mirror = jnp.where(jnp.asarray(flip), -1.0, 1.0).astype(rotation.dtype)
     sx = mirror * jnp.exp(log_scale + log_aspect / 2)
     sy = jnp.exp(log_scale - log_aspect / 2)
-    oblong = _height_by_width(size)
-    along_y, along_x = (cos * shear - sin) * sy * oblong, sin * sx / oblong
+    ratio = _height_by_width(size)
+    along_y, along_x = (cos * shear - sin) * sy * ratio, sin * sx / ratio
     entries = (cos * sx, along_y, tx, along_x, (sin * shear + cos) * sy, ty)
     entries = jnp.broadcast_arrays(*entries)
     return jnp.stack(entries, axis=-1).reshape(*entries[0].shape, 2, 3)
@@ -158,9 +158,9 @@ def decompose_affine(
     Raises:
       ValueError: if theta is not [..., 2, 3], or on another size.
     """
-    theta, oblong = _check_theta(theta), _height_by_width(size)
-    a, b = theta[..., 0, 0], theta[..., 0, 1] / oblong
-    c, d = theta[..., 1, 0] * oblong, theta[..., 1, 1]
+    theta, ratio = _check_theta(theta), _height_by_width(size)
+    a, b = theta[..., 0, 0], theta[..., 0, 1] / ratio
+    c, d = theta[..., 1, 0] * ratio, theta[..., 1, 1]
     # The direction of a column of length 0 is free: x.
     short = a * a + c * c < 1e-12
     a, c = jnp.where(short, 1e-6, a), jnp.where(short, 0.0, c)
