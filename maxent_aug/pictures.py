@@ -49,7 +49,8 @@ def read(
     class names, then file names.
 
     A file that does not decode, or has more pixels than Pillow's limit, is skipped; one line on
-    stderr counts them. Raises ValueError or OSError: one line that names the thing and the remedy.
+    stderr counts them, another names folders beside `train` and `test`. Raises ValueError or
+    OSError: one line that names the thing and the remedy.
     """
     if split not in _SPLITS:
         raise ValueError(f"a folder has no split {split!r}: allowed are train and test")
@@ -60,11 +61,14 @@ def read(
         )
     try:
         folder = _check_folder(data_dir)
-        splits = _list_splits(folder, test_fraction, split_seed)
+        splits, unread = _list_splits(folder, test_fraction, split_seed)
     except PermissionError as error:
         raise ValueError(
             f"{_shown(error.filename)} cannot be read: change its permissions"
         ) from error
+    if unread and split == "train":  # once for both
+        names = ", ".join(map(_shown, unread))
+        print(f"not read: {names} in {_shown(folder)}, beside train and test", file=sys.stderr)
     classes = splits[split]
     everything = (path for s in splits.values() for paths in s.values() for path in paths)
     mode = "RGB" if any(map(_is_coloured, everything)) else "L"
@@ -119,8 +123,10 @@ def _check_folder(data_dir: str | os.PathLike[str] | None) -> Path:
     return folder
 
 
-def _list_splits(folder: Path, test_fraction: float, split_seed: int) -> dict[str, _Classes]:
-    """The pictures of `train` and of `test`, of the same classes; none is empty."""
+def _list_splits(
+    folder: Path, test_fraction: float, split_seed: int
+) -> tuple[dict[str, _Classes], list[str]]:
+    """The pictures of `train` and of `test`, of the same classes, and folders that are neither."""
     top = {path.name: path for path in _subfolders(folder)}
     if not top:
         raise ValueError(
@@ -129,7 +135,8 @@ def _list_splits(folder: Path, test_fraction: float, split_seed: int) -> dict[st
     found = [name for name in _SPLITS if name in top]
     divided = [name for name in found if any(_subfolders(top[name]))]  # else a class: a train
     if len(found) == 2 and (divided or len(top) == 2):
-        return _same_classes({name: _list_classes(top[name]) for name in _SPLITS})
+        splits = _same_classes({name: _list_classes(top[name]) for name in _SPLITS})
+        return splits, [name for name in top if name not in _SPLITS]
     if divided:
         (missing,) = set(_SPLITS) - set(found)
         raise ValueError(
@@ -139,7 +146,7 @@ def _list_splits(folder: Path, test_fraction: float, split_seed: int) -> dict[st
     splits = {name: {} for name in _SPLITS}
     for name, paths in _list_classes(folder).items():
         splits["train"][name], splits["test"][name] = _divide(paths, test_fraction, split_seed)
-    return splits
+    return splits, []
 
 
 def _same_classes(splits: dict[str, _Classes]) -> dict[str, _Classes]:

@@ -89,11 +89,13 @@ def png_of_16_bits(pixels):
 # Layout
 
 
-def test_train_and_test_folders_as_in_tfds_image_folder(tmp_path):
+def test_train_and_test_folders_as_in_tfds_image_folder(tmp_path, capsys):
     fill(tmp_path / "train", ("b", "C", "a"), examples=3)
     fill(tmp_path / "test", ("b", "C", "a"), examples=2, suffix=".JPG")
     fill(tmp_path / "validation", ("other",))  # no split of ours
     train, test = both(tmp_path)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "validation in" in line and "not read" in line
     assert train.class_names == test.class_names == ("C", "a", "b")
     np.testing.assert_array_equal(train.labels, np.repeat([0, 1, 2], 3))
     np.testing.assert_array_equal(test.labels, np.repeat([0, 1, 2], 2))
