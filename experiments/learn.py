@@ -131,8 +131,8 @@ def _result(
     end = [r for r in records if (r["phase"], r["epoch"]) == (last.kind, last.epochs)]
     accuracies = [r["test_accuracy"] for r in end]
     row = {**metrics.mean_and_sd(accuracies), "per_seed": accuracies}
-    table1, collapse = {"learned": row}, {"learned": report.collapse_of_seeds(end)}
-    return cli.result(settings, records, table1=table1, collapse=collapse)
+    accuracy, collapse = {"learned": row}, {"learned": report.collapse_of_seeds(end)}
+    return cli.result(settings, records, accuracy=accuracy, collapse=collapse)
 
 
 def _figures(
@@ -185,7 +185,7 @@ def _figures(
 
 
 def _print(workdir: Path, result: Mapping[str, Any]) -> None:
-    row, learned = result["table1"]["learned"], result["collapse"]["learned"]
+    row, learned = result["accuracy"]["learned"], result["collapse"]["learned"]
     sd = "" if row["sd"] is None else f" ± {row['sd']:.4f}"
     print(f"\naccuracy on {result['tested_on']} {row['mean']:.4f}{sd}, n = {len(row['per_seed'])}")
     print(f"accuracy on the same images, augmented, {learned['test_augmented_accuracy']:.4f}")

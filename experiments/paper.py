@@ -96,17 +96,17 @@ def _result(settings: cli.Settings, records: Sequence[metrics.Record]) -> dict[s
     """The content of result.json."""
     data, forms = settings.config.data, settings.config.augmenter.loss_forms
     paper = PAPER_ACCURACY if base_name(data.name) == "cifar10" and not data.held_out else {}
-    table1 = {}
+    accuracy = {}
     for branch in ("baseline", *forms):
         accuracies = [r["test_accuracy"] for r in _last(records, branch, "finetune")]
         row = branch if branch == "baseline" else f"proposed_{branch}"
-        table1[row] = {
+        accuracy[row] = {
             **metrics.mean_and_sd(accuracies),
             "per_seed": accuracies,
             "paper": paper.get(branch),
         }
     collapse = {form: report.collapse_of_seeds(_last(records, form, "augment")) for form in forms}
-    return cli.result(settings, records, table1=table1, collapse=collapse)
+    return cli.result(settings, records, accuracy=accuracy, collapse=collapse)
 
 
 def _last(records: Sequence[metrics.Record], branch: str, kind: str) -> list[metrics.Record]:
@@ -174,7 +174,7 @@ def _figures(
 def _print(settings: cli.Settings, result: dict[str, Any]) -> None:
     print(f"\nTable 1, on {result['tested_on']}")
     print(f"  {'':<30} {'mean':<6}  {'sd':>6}   n   paper (CIFAR-10)")
-    for row, cells in result["table1"].items():
+    for row, cells in result["accuracy"].items():
         sd = "     -" if cells["sd"] is None else f"{cells['sd']:.4f}"
         paper = "     -" if cells["paper"] is None else f"{cells['paper']:.4f}"
         print(f"  {row:<30} {cells['mean']:.4f}  {sd}  {len(cells['per_seed']):>2}  {paper}")

@@ -86,14 +86,14 @@ def write_report(
       path: of the HTML file; replaced whole.
       title: heading of the page.
       result: the content of result.json: experiment, preset, command, date, data, tested_on,
-        table1, collapse, seconds, config, versions, device. A part that is missing or empty is left
-        out.
+        accuracy, collapse, seconds, config, versions, device. A part that is missing or empty is
+        left out.
       records: of metrics.jsonl, for the table of phases.
       figures: (PNG as bytes or its path, title, caption) in the order of the page.
     """
     tested_on = result.get("tested_on") or "test images"
     sections = [
-        _table1(result.get("table1") or {}, tested_on),
+        _accuracy(result.get("accuracy") or {}, tested_on),
         _collapse(result.get("collapse") or {}, tested_on),
         _figures(figures),
         _phases(list(records)),
@@ -133,7 +133,7 @@ def _images(data: Mapping[str, Any]) -> str:
     )
 
 
-def _table1(table: Mapping[str, Mapping[str, Any]], tested_on: str) -> str:
+def _accuracy(table: Mapping[str, Mapping[str, Any]], tested_on: str) -> str:
     if not table:
         return ""
     of_paper = any("paper" in row for row in table.values())

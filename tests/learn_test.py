@@ -52,7 +52,7 @@ def test_a_run_leaves_what_it_promises_and_a_stopped_one_the_same(
     page = (tmp_path / "whole" / "report.html").read_text()
     assert "half-width of the box" in page and "paper" not in page
     assert "10 classes, 8x8x1: 48 trained on, 25 tested on" in page
-    assert len(whole["table1"]["learned"]["per_seed"]) == 2
+    assert len(whole["accuracy"]["learned"]["per_seed"]) == 2
 
     real, stops = train._train_epoch, ["joint", "finetune"]
 
@@ -67,9 +67,9 @@ def test_a_run_leaves_what_it_promises_and_a_stopped_one_the_same(
         with pytest.raises(train.Interrupted):
             go(tmp_path / "stopped")
     resumed = go(tmp_path / "stopped", seeds=2)
-    assert resumed["table1"] == whole["table1"]
+    assert resumed["accuracy"] == whole["accuracy"]
     assert resumed["collapse"] == whole["collapse"]
-    assert go(tmp_path / "stopped")["table1"] == whole["table1"]  # what is there stays
+    assert go(tmp_path / "stopped")["accuracy"] == whole["accuracy"]  # what is there stays
     for name in ("augmenter.npz", "augmenter-seed1.npz"):
         files = [np.load(tmp_path / run / name) for run in ("whole", "stopped")]
         assert files[0].files == files[1].files

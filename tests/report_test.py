@@ -13,7 +13,7 @@ RESULT = {
     "experiment": "paper",
     "preset": "quick",
     "command": "python -m experiments.paper --preset=quick",
-    "table1": {
+    "accuracy": {
         "baseline": {"mean": 0.9, "sd": 0.01, "per_seed": [0.89, 0.91], "paper": 0.8736},
         "proposed_intended": {"mean": 0.95, "sd": 0.0, "per_seed": [0.95, 0.95], "paper": None},
     },
@@ -112,7 +112,7 @@ def test_everything_is_escaped(write):
         "experiment": EVIL,
         "preset": EVIL,
         "command": EVIL,
-        "table1": {EVIL: {"mean": 0.5, "sd": 0.1, "per_seed": [0.4, 0.6], "paper": None}},
+        "accuracy": {EVIL: {"mean": 0.5, "sd": 0.1, "per_seed": [0.4, 0.6], "paper": None}},
         "collapse": {EVIL: COLLAPSE},
         "config": {EVIL: {EVIL: [EVIL]}},
         "versions": {EVIL: EVIL},
@@ -129,9 +129,9 @@ def test_everything_is_escaped(write):
     "result",
     [
         {},
-        {"table1": {"baseline": {"mean": None, "sd": None, "per_seed": [], "paper": None}}},
-        {"table1": {"baseline": {"mean": 0.5, "sd": None, "per_seed": [0.5], "paper": 0.8736}}},
-        {"table1": {"a": {"mean": 0.5, "sd": 0.0, "per_seed": [0.5] * 3, "paper": None}}},
+        {"accuracy": {"baseline": {"mean": None, "sd": None, "per_seed": [], "paper": None}}},
+        {"accuracy": {"baseline": {"mean": 0.5, "sd": None, "per_seed": [0.5], "paper": 0.8736}}},
+        {"accuracy": {"a": {"mean": 0.5, "sd": 0.0, "per_seed": [0.5] * 3, "paper": None}}},
         {"collapse": {"printed": {"scale": float("nan"), "scale_sd": None}}},
     ],
     ids=["nothing", "no seeds", "one seed", "equal seeds", "nan"],
@@ -146,7 +146,7 @@ def test_what_is_missing_is_left_out(write, result):
 @pytest.mark.parametrize("figure", [None, 0.8736])
 def test_the_papers_column_is_there_if_it_prints_a_figure(write, figure):
     row = {"mean": 0.5, "sd": None, "per_seed": [0.5], "paper": figure}
-    text = Page(write({"table1": {"baseline": row}}, [], [])).text
+    text = Page(write({"accuracy": {"baseline": row}}, [], [])).text
     assert "Table 1" in text
     assert ("paper" in text) == (figure is not None)
 
