@@ -15,7 +15,8 @@ Their operations, as in Pillow (`maxent_aug.operations`)
 Networks (`maxent_aug.models`)
     ResNet, ResNet18, ResNet34, ResNet50, ResNetSmall, Augmenter, StochasticAugmenter, Discriminator
 Training your own (`maxent_aug.steps`)
-    State, create_model_state, classifier_step, adversarial_step, matching_step, joint_step
+    State, create_model_state, normalize, denormalize, classifier_step, adversarial_step,
+    matching_step, joint_step
 A learned augmenter in a file (`maxent_aug.augmenter_file`)
     save_augmenter, load_augmenter, export_augmenter
 What the augmenter did (`maxent_aug.diagnostics`)
@@ -80,8 +81,10 @@ from maxent_aug.steps import (
     adversarial_step,
     classifier_step,
     create_model_state,
+    denormalize,
     joint_step,
     matching_step,
+    normalize,
 )
 
 __all__ = [
@@ -114,6 +117,7 @@ __all__ = [
     "cutmix",
     "cutout",
     "decompose_affine",
+    "denormalize",
     "describe",
     "discriminator_loss",
     "either",
@@ -132,6 +136,7 @@ __all__ = [
     "matching_step",
     "max_entropy_loss",
     "mixup",
+    "normalize",
     "picture_transform",
     "rand_augment",
     "random_affine",

@@ -319,7 +319,7 @@ class StochasticAugmenter(nn.Module):
         )
         affine, color = jnp.split(shares, [len(self.bounds)], axis=-1)
         theta = bounded_affine(affine, self.bounds, size=size)
-        return theta, None if self.color is None else color * jnp.array(self.color, color.dtype)
+        return theta, None if self.color is None else color * jnp.array([self.color], color.dtype)
 
     def partition(self, count: int) -> tuple[int, int]:
         """(groups, number): how many images are transformed, of so many in random order.
@@ -401,7 +401,7 @@ class StochasticAugmenter(nn.Module):
     def _shift(self, images: Array, key: Array, most_of_size: float) -> Array:
         """theta [B, 2, 3] of a shift by whole pixels."""
         batch, height, width, _ = images.shape
-        size = np.array([width, height])
+        size = np.array([[width, height]])
         most = np.rint(most_of_size * size).astype(int)
         pixels = jax.random.randint(key, (batch, 2), -most, most + 1)
         return affine_matrix(translation=2 * pixels / size)

@@ -226,13 +226,15 @@ def _geometric(images: Array, operation: Array, magnitude: Array, fill: ArrayLik
     x0 = (1 - cos) * width / 2 + sin * height / 2 - jnp.trunc(shift_x)
     y0 = (1 - cos) * height / 2 - sin * width / 2 - jnp.trunc(shift_y)
 
+    y, x = jnp.arange(height)[None, :, None], jnp.arange(width)[None, None, :]
+
     def index(along_x: Array, along_y: Array, start: Array) -> Array:
         start += along_x / 2 + along_y / 2  # the middle of the first pixel
         along_x, along_y, start = (
             jnp.floor(v * 65536 + 0.5).astype(jnp.int32)[:, None, None]
             for v in (along_x, along_y, start)
         )
-        return (along_x * jnp.arange(width) + along_y * jnp.arange(height)[:, None] + start) >> 16
+        return (along_x * x + along_y * y + start) >> 16
 
     row, column = index(sin + shear_y, cos, y0), index(cos, shear_x - sin, x0)
     return pixels_at(images, row, column, fill)
@@ -241,7 +243,7 @@ def _geometric(images: Array, operation: Array, magnitude: Array, fill: ArrayLik
 def _tables(operation: Array, magnitude: Array) -> Array:
     """[B, 256]: the level that each level becomes, where that depends on nothing else."""
     drew = {name: _drew(operation, name)[:, None] for name in OPERATIONS}
-    magnitude, level = magnitude[:, None], jnp.arange(256)
+    magnitude, level = magnitude[:, None], jnp.arange(256)[None]
     table = _enhance(level, 0, 1 + jnp.where(drew["brightness"], magnitude, 0.0))
     kept = 0xFF00 >> jnp.clip(magnitude.astype(jnp.int32), 1, 8)
     table &= jnp.where(drew["posterize"], kept, 255).astype(jnp.uint8)
@@ -253,7 +255,7 @@ def _measured_tables(images: Array, operation: Array, magnitude: Array) -> Array
     """[B, C, 256] of contrast, autocontrast and equalize, which depend on the image."""
     batch, height, width, channels = images.shape
     mean = (_grey(images).sum((1, 2))[:, None] + height * width // 2) // (height * width)
-    contrast = _enhance(jnp.arange(256), mean, 1 + magnitude[:, None, None])
+    contrast = _enhance(jnp.arange(256)[None, None], mean, 1 + magnitude[:, None, None])
 
     def count(levels: Array) -> Array:
         return jnp.zeros(256, jnp.int32).at[levels].add(1)
@@ -264,8 +266,8 @@ def _measured_tables(images: Array, operation: Array, magnitude: Array) -> Array
 
 
 def _stretched(histogram: Array) -> Array:
-    """Pillow's autocontrast, from and to [..., 256]."""
-    seen, level = histogram > 0, jnp.arange(256)
+    """Pillow's autocontrast, from and to [B, C, 256]."""
+    seen, level = histogram > 0, jnp.arange(256)[None, None]
     low = jnp.argmax(seen, axis=-1, keepdims=True)
     high = 255 - jnp.argmax(seen[..., ::-1], axis=-1, keepdims=True)
     # Cut to whole levels; 1e-3 is less than the least step, 1 / 255, and more than the error.
@@ -275,18 +277,19 @@ def _stretched(histogram: Array) -> Array:
 
 
 def _equalized(histogram: Array) -> Array:
-    """Pillow's equalize, from and to [..., 256]."""
+    """Pillow's equalize, from and to [B, C, 256]."""
     below = jnp.cumsum(histogram, axis=-1) - histogram
     step = jnp.where(histogram > 0, below, 0).max(-1, keepdims=True) // 255
     table = jnp.minimum((step // 2 + below) // jnp.maximum(step, 1), 255)
-    return jnp.where(step > 0, table, jnp.arange(256)).astype(jnp.uint8)
+    return jnp.where(step > 0, table, jnp.arange(256)[None, None]).astype(jnp.uint8)
 
 
 def _look_up(table: Array, images: Array) -> Array:
     """table [B, C, 256] at the levels of images [B, H, W, C]."""
     batch, _, _, channels = images.shape
     # One table an image: one a channel is slow.
-    index = jnp.arange(channels) * 256 + images.astype(jnp.int32)
+    first = jnp.arange(0, 256 * channels, 256)
+    index = first[None, None, None] + images.astype(jnp.int32)
     found = take_pixels(table.reshape(batch, -1, 1), index.reshape(batch, -1, channels))
     return found.reshape(images.shape)
 
@@ -310,7 +313,8 @@ def _grey(images: Array) -> Array:
     images = images.astype(jnp.int32)
     if images.shape[-1] == 1:
         return images
-    return ((images * jnp.array([19595, 38470, 7471])).sum(-1, keepdims=True) + 0x8000) >> 16
+    red, green, blue = jnp.split(images, 3, axis=-1)
+    return (19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16
 
 
 def _smooth(images: Array) -> Array:

@@ -204,7 +204,7 @@ def flip_crop(key: Array, images: ArrayLike, *, pad: int = 4, padding_mode: str 
     shift_key, flip_key = jax.random.split(key)
     shift = jax.random.randint(shift_key, (2, batch, 1), -pad, pad + 1)
     mirrored = jax.random.bernoulli(flip_key, shape=(batch, 1))
-    row, column = jnp.arange(height) + shift[0], jnp.arange(width) + shift[1]
+    row, column = jnp.arange(height)[None] + shift[0], jnp.arange(width)[None] + shift[1]
     column = jnp.where(mirrored, width - 1 - column, column)
     if padding_mode == "reflect":
         row, column = (
@@ -325,7 +325,7 @@ def _box(keys: Array, size: tuple[int, int], sides: Array) -> Array:
     inside = []
     for key, pixels, side in zip(keys, size, sides, strict=True):
         first = jax.random.randint(key, side.shape, 0, pixels) - side // 2
-        index = jnp.arange(pixels) - first[:, None]
+        index = jnp.arange(pixels)[None] - first[:, None]
         inside.append((index >= 0) & (index < side[:, None]))
     return inside[0][:, :, None] & inside[1][:, None, :]
 
@@ -400,7 +400,7 @@ def cutmix(
     weight_key, partner_key, *box_keys = jax.random.split(key, 4)
     height, width = images.shape[1:3]
     side = jnp.sqrt(1 - _mixing_weight(weight_key, images.shape[0], alpha))
-    sides = (side * jnp.array([[height], [width]], side.dtype)).astype(jnp.int32)
+    sides = jnp.stack([height * side, width * side]).astype(jnp.int32)
     box = _box(jnp.stack(box_keys), (height, width), sides)
     partner = jax.random.permutation(partner_key, images.shape[0])
     mixed = jnp.where(box[..., None], _permuted(images, partner), images)

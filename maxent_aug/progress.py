@@ -56,7 +56,8 @@ class Progress:
             for name, value in (numbers or {}).items()
         ]
         if images_per_second is not None:
-            parts.append(f"{images_per_second:,.0f} images/s")
+            digits = 0 if images_per_second >= 10 else 2
+            parts.append(f"{images_per_second:,.{digits}f} images/s")
         self._show(parts)
         if self._in_place and epoch_done and epoch >= epochs:
             self.end_line()

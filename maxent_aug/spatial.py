@@ -128,8 +128,9 @@ def bounded_affine(
         raise ValueError(f"bounds must be six finite numbers, at least 0, got {bounds}")
     if shares.shape[-1:] != (6,):
         raise ValueError(f"shares must be [..., 6], got {shares.shape}")
-    coordinates = shares * jnp.array(bounds, shares.dtype)
-    tx, ty, rotation, log_scale, log_aspect, shear = jnp.moveaxis(coordinates, -1, 0)
+    tx, ty, rotation, log_scale, log_aspect, shear = (
+        float(b) * share for b, share in zip(bounds, jnp.moveaxis(shares, -1, 0), strict=True)
+    )
     return affine_matrix(
         rotation=rotation,
         log_scale=log_scale,
@@ -309,6 +310,11 @@ def _total(parts: _Parts) -> jax.Array:
     return sum(parts[1:], start=parts[0])
 
 
+def _of_rank(array: jax.Array, ndim: int) -> jax.Array:
+    """The array with axes of 1 before its own, where JAX is told not to add them by itself."""
+    return array.reshape((1,) * (ndim - array.ndim) + array.shape)
+
+
 def _affine_position(
     theta: jax.Array, size: Sequence[int], half: tuple[float, float], align_corners: bool
 ) -> tuple[_Parts, _Parts]:
@@ -317,7 +323,8 @@ def _affine_position(
     Sums of products, not a matmul: accelerators round a matmul's inputs to bfloat16.
     """
     # Whole pixels from the centre times a ratio: exact at the identity.
-    y, x = (jnp.arange(n, dtype=theta.dtype) - (n - 1) / 2 for n in size)
+    pixels = (jnp.arange(n, dtype=theta.dtype) - (n - 1) / 2 for n in size)
+    y, x = (_of_rank(from_centre, theta.ndim - 1) for from_centre in pixels)
     unit_y, unit_x = (h or 1.0 for h in _half_extents(size, align_corners))
 
     def axis(row: jax.Array, half: float) -> _Parts:
@@ -514,7 +521,9 @@ def take_pixels(pixels: jax.Array, index: jax.Array) -> jax.Array:
     def take(pixels: jax.Array, index: jax.Array) -> jax.Array:
         return pixels.at[index].get(mode="clip", wrap_negative_indices=False)
 
-    return jnp.vectorize(take, signature="(n,c),(h,w)->(h,w,c)")(pixels, index)
+    ndim = max(pixels.ndim, index.ndim)
+    given = _of_rank(pixels, ndim), _of_rank(index, ndim)
+    return jnp.vectorize(take, signature="(n,c),(h,w)->(h,w,c)")(*given)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -595,7 +604,7 @@ def _sample_matmul(image: jax.Array, x: _Parts, y: _Parts, kernel: _Kernel) -> j
 
     def weights(position: jax.Array, size: int) -> jax.Array:
         position = jnp.clip(position, -3, size + 2)  # a cubic has no gradient at infinity
-        pixel = jnp.arange(size)
+        pixel = _of_rank(jnp.arange(size), position.ndim + 1)
         return sum(
             (
                 jnp.where(index[..., None] == pixel, weight[..., None], 0)

@@ -108,12 +108,26 @@ def _compiled_init(module: nn.Module, *inputs: Any) -> Any:
 
 
 def normalize(images: Array, mean: ArrayLike, sd: ArrayLike) -> Array:
-    """Maps images [..., C] of 0 to 255 to float32 of mean 0 and sd 1 (ours), of images / 255."""
+    """Images [..., C] of 0 to 255 as the networks take them: float32 of mean 0 and sd 1 (ours).
+
+    Args:
+      images: uint8 or float.
+      mean, sd: of the data / 255, one number or [C].
+
+    Raises:
+      ValueError: on a mean or sd of other shapes.
+    """
+    mean, sd = (jnp.broadcast_to(each, images.shape) for each in (mean, sd))
     return (images.astype(jnp.float32) / 255.0 - mean) / sd
 
 
 def denormalize(images: Array, mean: ArrayLike, sd: ArrayLike) -> Array:
-    """The inverse of `normalize`: float32 [..., C] to uint8, rounded and clipped."""
+    """The inverse of `normalize`: float32 [..., C] to uint8, rounded and clipped.
+
+    Raises:
+      ValueError: on a mean or sd of other shapes.
+    """
+    mean, sd = (jnp.broadcast_to(each, images.shape) for each in (mean, sd))
     return jnp.clip(jnp.round((images * sd + mean) * 255.0), 0, 255).astype(jnp.uint8)
 
 
