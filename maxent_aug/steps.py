@@ -117,7 +117,7 @@ def normalize(images: Array, mean: ArrayLike, sd: ArrayLike) -> Array:
     Raises:
       ValueError: on a mean or sd of other shapes.
     """
-    mean, sd = (jnp.broadcast_to(each, images.shape) for each in (mean, sd))
+    mean, sd = _like_channels(images, mean=mean, sd=sd)
     return (images.astype(jnp.float32) / 255.0 - mean) / sd
 
 
@@ -127,8 +127,17 @@ def denormalize(images: Array, mean: ArrayLike, sd: ArrayLike) -> Array:
     Raises:
       ValueError: on a mean or sd of other shapes.
     """
-    mean, sd = (jnp.broadcast_to(each, images.shape) for each in (mean, sd))
+    mean, sd = _like_channels(images, mean=mean, sd=sd)
     return jnp.clip(jnp.round((images * sd + mean) * 255.0), 0, 255).astype(jnp.uint8)
+
+
+def _like_channels(images: Array, **statistics: ArrayLike) -> list[Array]:
+    """Each as large as the images."""
+    for name, value in statistics.items():
+        shape, channels = jnp.shape(value), images.shape[-1]
+        if shape not in ((), (channels,)):
+            raise ValueError(f"{name} must be a number or [C] with C = {channels}, got {shape}")
+    return [jnp.broadcast_to(value, images.shape) for value in statistics.values()]
 
 
 def classifier_step(

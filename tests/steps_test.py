@@ -427,6 +427,12 @@ def test_normalize_round_trip():
     np.testing.assert_array_equal(steps.denormalize(normal, mean, sd), images)
     np.testing.assert_allclose(normal[0, 0, 0, 0], -1.6, rtol=1e-6)
     np.testing.assert_array_equal(steps.denormalize(jnp.full((1, 1, 1, 1), 99.0), mean, sd), 255)
+    for wrong in (np.ones(2), np.ones((2, 1, 1, 1))):
+        for change in (steps.normalize, steps.denormalize):
+            with pytest.raises(ValueError, match=r"mean must be .*\[C\] with C = 1"):
+                change(images, wrong, sd)
+            with pytest.raises(ValueError, match="sd must be"):
+                change(images, mean, wrong)
 
 
 class Plain(nn.Module):
