@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import cli
+from experiments import cli, run_inputs, run_outputs
 from maxent_aug import metrics, phases, run_folder, train
 from maxent_aug.config import ABLATION_PRESETS
 from maxent_aug.processes import on_first
@@ -36,14 +36,14 @@ LOST_ACCURACY = 0.3
 def main(settings: cli.Settings) -> None:
     """Trains every variant with every seed, and writes what came out to the run's folder."""
     config = settings.config
-    train_set, test_set = cli.load_data(config, settings.data_dir)
+    train_set, test_set = run_inputs.load_data(config, settings.data_dir)
     shape = train_set.images.shape[1:]
     classifier = phases.make_classifier(config, len(train_set.class_names))
     pretrain, baseline, variants = phases.ablation(config, classifier, shape)
     legs = (pretrain, baseline, *sum(variants.values(), ()))
-    with cli.open_run(settings, train_set, test_set, legs) as make_run:
+    with run_inputs.open_run(settings, train_set, test_set, legs) as make_run:
         for seed in range(settings.seeds):
-            run = make_run(*cli.choose(train_set, test_set, config, seed))
+            run = make_run(*run_inputs.choose(train_set, test_set, config, seed))
             begun = train.train_phase(run, pretrain, seed, None)
             train.train_phase(run, baseline, seed, begun)
             for augment, finetune in variants.values():
@@ -62,12 +62,12 @@ def _write(
     """Writes ablation.json and the plot: the content of the first."""
     from maxent_aug import figures  # matplotlib writes a cache of fonts when it is imported
 
-    records = cli.records(settings, legs)
+    records = run_outputs.records(settings, legs)
     rows = {
         "-".join(variant): _row(records, own, bounded=variant[2] == "bounded")
         for variant, own in variants.items()
     }
-    result = cli.result(
+    result = run_outputs.result(
         settings,
         records,
         thresholds={
@@ -82,7 +82,7 @@ def _write(
     )
     run_folder.write_json(settings.workdir / "ablation.json", result)
     figure = figures.collapses(rows, no_distance=NO_DISTANCE, one_transform=ONE_TRANSFORM)
-    cli.save_figure(settings.workdir / "figures" / "collapses.png", figure)
+    run_outputs.save_figure(settings.workdir / "figures" / "collapses.png", figure)
     return result
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from absl import flags
 from jax import Array
 
-from experiments import cli
+from experiments import cli, run_inputs, run_outputs
 from maxent_aug import losses, metrics, models, phases, programs, run_folder, steps, train
 from maxent_aug.config import ACTIVE_LEARNING_PRESETS, ActiveLearning, Labels
 from maxent_aug.data import Dataset
@@ -40,13 +40,13 @@ ASKED = flags.DEFINE_list(
 def main(settings: cli.Settings) -> None:
     """Runs all rounds of all strategies for all seeds, and writes what came out."""
     config, strategies = settings.config, _check(ASKED.value, settings.config.batch_size)
-    train_set, test_set = cli.load_data(config, settings.data_dir, may_stream=False)
-    sizes = _sizes(config, cli.chosen_examples(train_set, config))
+    train_set, test_set = run_inputs.load_data(config, settings.data_dir, may_stream=False)
+    sizes = _sizes(config, run_inputs.chosen_examples(train_set, config))
     make_legs = cache(partial(_legs, config, train_set, sizes))
     every_leg = tuple(leg for strategy in strategies for leg in make_legs(strategy))
-    with cli.open_run(settings, train_set, test_set, every_leg) as make_run:
+    with run_inputs.open_run(settings, train_set, test_set, every_leg) as make_run:
         for seed in range(settings.seeds):
-            pool, tested = cli.choose(train_set, test_set, config, seed)
+            pool, tested = run_inputs.choose(train_set, test_set, config, seed)
             for strategy in strategies:
                 queries = _Queries(
                     settings.workdir / "labels",
@@ -234,7 +234,7 @@ def _result(
     settings: cli.Settings, legs: Mapping[str, Sequence[phases.Phase]], sizes: Sequence[int]
 ) -> dict[str, Any]:
     """The content of active_learning.json: the strategies and seeds that are done."""
-    records = cli.records(settings, chain(*legs.values()))
+    records = run_outputs.records(settings, chain(*legs.values()))
     curves = {}
     for strategy, own in legs.items():
         rounds = [metrics.accuracies(records, leg.branch, leg.kind, leg.epochs) for leg in own]
@@ -249,7 +249,7 @@ def _result(
             "mean_over_rounds": np.mean(per_seed, axis=1).tolist(),
             "per_seed": per_seed,
         }
-    return cli.result(settings, records, labelled=list(sizes), curves=curves)
+    return run_outputs.result(settings, records, labelled=list(sizes), curves=curves)
 
 
 def _draw_curves(workdir: Path, result: Mapping[str, Any]) -> None:
@@ -257,7 +257,7 @@ def _draw_curves(workdir: Path, result: Mapping[str, Any]) -> None:
 
     per_seed = {name: curve["per_seed"] for name, curve in result["curves"].items()}
     figure = figures.label_curves(result["labelled"], per_seed)
-    cli.save_figure(workdir / "figures" / "active_learning.png", figure)
+    run_outputs.save_figure(workdir / "figures" / "active_learning.png", figure)
 
 
 def _print(settings: cli.Settings, result: Mapping[str, Any]) -> None:

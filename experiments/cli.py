@@ -6,17 +6,13 @@ values of `--preset`.
 
 import argparse
 import dataclasses
-import datetime
-import hashlib
-import io
-import json
 import os
 import shlex
 import signal
 import sys
 import tempfile
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -26,22 +22,16 @@ import jax
 import numpy as np
 from absl import app, flags, logging
 
-from maxent_aug import data, pictures, programs, train
+from maxent_aug import data, programs
 from maxent_aug.checkpoint import CheckpointError
 from maxent_aug.config import Training
-from maxent_aug.metrics import MetricsError, MetricsWriter, Record, read
-from maxent_aug.phases import Phase
-from maxent_aug.processes import FirstProcessFailed, on_first, open_on_first
-from maxent_aug.progress import Progress
+from maxent_aug.metrics import MetricsError
+from maxent_aug.processes import FirstProcessFailed, on_first
 from maxent_aug.run_folder import (
     RunFolderError,
     check_run_folder,
     check_writable,
-    environment,
-    open_run_folder,
-    write_atomically,
 )
-from maxent_aug.stored import StoredImages
 from maxent_aug.train import Interrupted, NonFiniteLoss
 
 WORKDIR = flags.DEFINE_string(
@@ -281,68 +271,6 @@ def _parse(presets: Mapping[str, Training], argv: list[str]) -> list[str]:
     return rest
 
 
-def all_records(settings: Settings) -> list[Record]:
-    """What the run's folder has, none if it has not begun."""
-    path = settings.workdir / "metrics.jsonl"
-    return list(read(path)) if path.exists() else []
-
-
-def records(settings: Settings, legs: Iterable[Phase]) -> list[Record]:
-    """What the run's folder has of these phases, of all seeds."""
-    wanted = {(leg.branch, leg.kind) for leg in legs}
-    return [r for r in all_records(settings) if (r["branch"], r["phase"]) in wanted]
-
-
-def result(settings: Settings, records: Iterable[Record], **content: Any) -> dict[str, Any]:
-    """What came out, for JSON: how it was made, its content, what that took and on what machine."""
-    command = ["python", "-m", f"experiments.{settings.experiment}", *sys.argv[1:]]
-    return {
-        "experiment": settings.experiment,
-        "preset": settings.preset,
-        "command": shlex.join(command),
-        "date": datetime.date.today().isoformat(),
-        "data": _data(settings),
-        "tested_on": "held-out training images" if settings.config.data.held_out else "test images",
-        **content,
-        "seconds": sum(record["seconds"] for record in records),
-        "config": settings.identity["config"],
-        **environment(),
-    }
-
-
-def _data(settings: Settings) -> dict[str, Any]:
-    """Which images, and how many, a seed's classifiers were trained and tested on."""
-    kept = json.loads((settings.workdir / "config.json").read_text(encoding="utf-8"))["dataset"]
-    config = settings.config.data
-    return {
-        "name": config.name,
-        "classes": kept["classes"],
-        "image_shape": kept["image_shape"],
-        "trained_on": config.train_examples or kept["training_images"] - config.held_out,
-        "tested_on": config.held_out or kept["test_images"],
-    }
-
-
-def save_figures(
-    workdir: Path, drawn: Mapping[str, tuple[Any, str, str]]
-) -> list[tuple[Path, str, str]]:
-    """Writes figures/NAME.png of each (figure, title, caption): the pictures of the report."""
-    pictures = []
-    for name, (figure, title, caption) in drawn.items():
-        path = workdir / "figures" / f"{name}.png"
-        save_figure(path, figure)
-        pictures.append((path, title, caption))
-    return pictures
-
-
-def save_figure(path: Path, figure: Any) -> None:
-    """Writes a PNG, whole or not at all, in a folder that is made if need be."""
-    path.parent.mkdir(exist_ok=True)
-    content = io.BytesIO()
-    figure.savefig(content)
-    write_atomically(path, content.getvalue())
-
-
 def with_more_seeds(settings: Settings) -> str:
     """The command again with three more seeds, which adds to what is in the folder."""
     given = [flag for flag in sys.argv[1:] if not flag.startswith("--seeds=")]
@@ -432,191 +360,6 @@ def start_devices() -> None:
     except (RuntimeError, AssertionError) as error:  # the second without words, for cuda
         asked = os.environ.get("JAX_PLATFORMS", "")
         raise UsageError(f"JAX_PLATFORMS={asked}: {str(error) or 'no such device here'}") from error
-
-
-def load_data(
-    config: Training, data_dir: str | None, *, may_stream: bool = True
-) -> tuple[data.Dataset, data.Dataset]:
-    """The training and the test images, checked against the configuration.
-
-    Of several processes the first reads them, and gives them to the others; training images that
-    are streamed are read by all, from the same path.
-
-    Raises:
-      UsageError: if they cannot be read, or do not go with the configuration or the devices.
-    """
-    reasons = {
-        "this experiment's images": not may_stream,
-        "pictures of a folder": config.data.name == "folder",
-        "rotated pictures (--config.data.rotated)": config.data.rotated > 0,
-    }
-    read_at_once = [what for what, holds in reasons.items() if holds]
-    if STREAM.value == "always" and read_at_once:
-        raise UsageError(
-            f"--stream=always: {read_at_once[0]} are always read at once (auto, never)"
-        )
-    most_bytes = None if read_at_once else _most_bytes()
-    return on_first(partial(_load_data, config, data_dir, most_bytes))
-
-
-def _most_bytes() -> int | None:
-    """What training images may take on each device before they are streamed; None for no limit."""
-    if STREAM.value != "auto":
-        return 0 if STREAM.value == "always" else None
-    memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
-    return (memory or pictures.memory() // jax.local_device_count()) // 2
-
-
-def _load_data(
-    config: Training, data_dir: str | None, most_bytes: int | None
-) -> tuple[data.Dataset, data.Dataset]:
-    devices = jax.device_count()
-    if config.batch_size % devices:
-        raise UsageError(
-            f"--config.batch_size={config.batch_size} is not a multiple of the {devices} devices"
-        )
-    try:
-        train_set, test_set = (
-            data.load(
-                config.data.name,
-                split,
-                data_dir,
-                image_size=config.data.image_size,
-                test_fraction=config.data.test_fraction,
-                split_seed=config.data.split_seed,
-                most_bytes=most_bytes if split == "train" else None,
-            )
-            for split in ("train", "test")
-        )
-    except (ValueError, OSError) as error:
-        raise UsageError(f"--config.data.name={config.data.name}: {error}") from error
-    _check_sizes(config, train_set, test_set)
-    if config.data.rotated:
-        train_set, test_set = (
-            data.rotate(each, config.data.rotated) for each in (train_set, test_set)
-        )
-    return train_set, test_set
-
-
-def _check_sizes(config: Training, train_set: data.Dataset, test_set: data.Dataset) -> None:
-    """Raises UsageError unless the configuration goes with the images."""
-    classes, available = len(train_set.class_names), len(train_set.images)
-    asked = {"held_out": config.data.held_out, "train_examples": config.data.train_examples}
-    for name, examples in asked.items():
-        if examples and not classes <= examples <= available - (name == "held_out"):
-            raise UsageError(
-                f"--config.data.{name}={examples} is not allowed (0, or from the number of "
-                f"classes, {classes}, to the number of training images that are left, {available}"
-                f"{', less one' if name == 'held_out' else ''})"
-            )
-        available -= config.data.held_out
-    used = chosen_examples(train_set, config)
-    if config.batch_size > used:
-        raise UsageError(
-            f"--config.batch_size={config.batch_size} is more than the {used} training images"
-        )
-    if used < 2 and hasattr(config, "learned"):
-        raise UsageError(
-            f"--config.data.name={config.data.name} has {used} training image, 2 are needed: what "
-            "learns an augmenter keeps some unseen"
-        )
-    if classes < 2:
-        raise UsageError(f"--config.data.name={config.data.name} has {classes} class, 2 are needed")
-    if train_set.images.shape[1:] != test_set.images.shape[1:]:
-        raise UsageError(
-            f"--config.data.name={config.data.name}: training images are "
-            f"{train_set.images.shape[1:]}, test images {test_set.images.shape[1:]}: set "
-            "--config.data.image_size"
-        )
-
-
-def chosen_examples(train_set: data.Dataset, config: Training) -> int:
-    """How many training images `choose` chooses."""
-    return config.data.train_examples or len(train_set.images) - config.data.held_out
-
-
-def choose(
-    train_set: data.Dataset, test_set: data.Dataset, config: Training, seed: int
-) -> tuple[data.Dataset, data.Dataset]:
-    """A seed's training images, and those that its classifiers are tested on.
-
-    Raises:
-      OSError: if images that are held out of a stream cannot be read.
-    """
-    examples, held_out = config.data.train_examples, config.data.held_out
-    if examples:
-        train_set = data.subset(train_set, examples + held_out, seed)
-    if not held_out:
-        return train_set, test_set
-    chosen, held = data.hold_out(train_set, held_out, seed)
-    if isinstance(held.images, StoredImages):  # those that are tested on are in memory
-        held = dataclasses.replace(held, images=held.images.read())
-    return chosen, held
-
-
-@contextmanager
-def open_run(
-    settings: Settings, train_set: data.Dataset, test_set: data.Dataset, legs: tuple[Phase, ...]
-) -> Iterator[Callable[[data.Dataset, data.Dataset], train.Run]]:
-    """Claims the run's folder, for a run on these images.
-
-    Yields what makes the `Run` of a seed from its training and test images. Of several processes
-    the first has the folder and the writer of metrics.
-
-    Raises:
-      UsageError: if a policy does not take the images.
-      RunFolderError: if the folder cannot hold the run, or holds one on other images.
-    """
-    _check_policies(legs, train_set, settings.config.batch_size)
-    identity = settings.identity | {"dataset": _fingerprint(train_set, test_set)}
-    mesh = programs.make_mesh()
-    progress, clock = Progress(), train.Clock(legs, settings.seeds)
-    with (
-        open_on_first(partial(open_run_folder, settings.workdir, identity)),
-        open_on_first(partial(MetricsWriter, settings.workdir)) as writer,
-        train.stop_on_signals() as stop,
-    ):
-        progress.say(f"{settings.experiment}, preset {settings.preset}, in {settings.workdir}")
-
-        def make_run(chosen: data.Dataset, tested: data.Dataset) -> train.Run:
-            on_device = programs.put_data(chosen, tested, mesh)
-            shared = writer, progress, clock, stop
-            return train.Run(settings.config, settings.workdir, on_device, mesh, *shared)
-
-        yield make_run
-
-
-def _check_policies(legs: tuple[Phase, ...], train_set: data.Dataset, batch_size: int) -> None:
-    """Raises UsageError if one does not take the images."""
-    classes = len(train_set.class_names)
-    inputs = (
-        jax.eval_shape(jax.random.key, 0),
-        jax.ShapeDtypeStruct((batch_size, *train_set.images.shape[1:]), np.uint8),
-        jax.ShapeDtypeStruct((batch_size,), np.int32),
-    )
-
-    def classify(images: jax.Array) -> jax.Array:
-        return jax.numpy.zeros((len(images), classes))
-
-    for policy, branch in {leg.policy: leg.branch for leg in legs}.items():
-        try:
-            jax.eval_shape(lambda *args, policy=policy: policy(*args, classify), *inputs)
-        except ValueError as error:
-            raise UsageError(f"the policy of {branch} does not take the images: {error}") from error
-
-
-def _fingerprint(train_set: data.Dataset, test_set: data.Dataset) -> dict[str, Any]:
-    """By which other images are told, without reading them all."""
-    labels = train_set.labels.tobytes() + test_set.labels.tobytes()
-    names = json.dumps(train_set.class_names).encode()
-    return {
-        "image_shape": list(train_set.images.shape[1:]),
-        "classes": len(train_set.class_names),
-        "training_images": len(train_set.images),
-        "test_images": len(test_set.images),
-        "labels": hashlib.sha256(labels).hexdigest()[:16],
-        "class_names": hashlib.sha256(names).hexdigest()[:16],
-    }
 
 
 @contextmanager

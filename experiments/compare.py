@@ -25,7 +25,7 @@ from absl import flags
 from jax import Array
 from scipy import stats
 
-from experiments import cli
+from experiments import cli, run_inputs, run_outputs
 from experiments.named_policies import NAMES, is_policy, named_policy
 from maxent_aug import diagnostics, losses, metrics, phases, programs, run_folder, steps, train
 from maxent_aug.config import COMPARISON_PRESETS
@@ -53,8 +53,8 @@ def main(settings: cli.Settings) -> None:
     names = _check(POLICIES.value)
     others = on_first(partial(_others_begun, settings, names))
     config = settings.config
-    train_set, test_set = cli.load_data(config, settings.data_dir)
-    examples = cli.chosen_examples(train_set, config)
+    train_set, test_set = run_inputs.load_data(config, settings.data_dir)
+    examples = run_inputs.chosen_examples(train_set, config)
     classes, bounds = len(train_set.class_names), phases.affine_bounds(config.bounds)
     policies = {name: _row(name, classes, bounds) for name in (*names, *others)}
     rows = phases.comparison(
@@ -65,9 +65,9 @@ def main(settings: cli.Settings) -> None:
         examples // config.batch_size,
     )
     legs = sum((rows[name] for name in names), ())
-    with cli.open_run(settings, train_set, test_set, legs) as make_run:
+    with run_inputs.open_run(settings, train_set, test_set, legs) as make_run:
         for seed in range(settings.seeds):
-            run = make_run(*cli.choose(train_set, test_set, config, seed))
+            run = make_run(*run_inputs.choose(train_set, test_set, config, seed))
             for name in names:
                 _train(settings, run, name, policies[name], rows[name], seed)
                 on_first(partial(_write, settings, rows))
@@ -105,7 +105,7 @@ def _is_row(name: str) -> bool:
 
 def _others_begun(settings: cli.Settings, names: Sequence[str]) -> tuple[str, ...]:
     """Rows that the run's folder has beside these; the table keeps those that are done."""
-    found = dict.fromkeys(record["branch"] for record in cli.all_records(settings))
+    found = dict.fromkeys(record["branch"] for record in run_outputs.all_records(settings))
     return tuple(name for name in found if name not in names and _is_row(name))
 
 
@@ -130,7 +130,7 @@ def _train(
     picture = run.workdir / "figures" / f"{run_folder.file_name(name)}.png"
 
     def done() -> bool:
-        there = seed in _accuracies(cli.records(settings, legs), legs[-1])
+        there = seed in _accuracies(run_outputs.records(settings, legs), legs[-1])
         return there and (seed > 0 or picture.exists())
 
     if on_first(done):
@@ -161,7 +161,7 @@ def _draw_versions(
         title += "; below, what the augmenter did"
         size, colors = images.shape[1:3], [None] * len(theta) if color is None else color
         words = [diagnostics.describe(t, size, c) for t, c in zip(theta, colors, strict=True)]
-    cli.save_figure(path, figures.versions(images, versions, title=title, words=words))
+    run_outputs.save_figure(path, figures.versions(images, versions, title=title, words=words))
 
 
 @programs.keep_programs
@@ -212,7 +212,7 @@ def _write(settings: cli.Settings, rows: Mapping[str, Sequence[phases.Phase]]) -
 
 def _result(settings: cli.Settings, rows: Mapping[str, Sequence[phases.Phase]]) -> dict[str, Any]:
     """The content of compare.json, with the rows that are done, the best first."""
-    records = cli.records(settings, chain(*rows.values()))
+    records = run_outputs.records(settings, chain(*rows.values()))
     found = {name: _accuracies(records, legs[-1]) for name, legs in rows.items()}
     found = {name: accuracies for name, accuracies in found.items() if accuracies}
     seconds = {name: _seconds_per_run(records, rows[name]) for name in found}
@@ -237,7 +237,7 @@ def _result(settings: cli.Settings, rows: Mapping[str, Sequence[phases.Phase]]) 
         "accuracy of the last epoch; one recipe of training for all; fixed policies have the "
         "settings of their papers, the learned one's were chosen on held-out training images"
     )
-    return cli.result(settings, records, note=note, table=table)
+    return run_outputs.result(settings, records, note=note, table=table)
 
 
 def _seconds_per_run(records: Sequence[metrics.Record], legs: Sequence[phases.Phase]) -> float:
@@ -271,7 +271,7 @@ def _draw_table(workdir: Path, result: Mapping[str, Any]) -> None:
     from maxent_aug import figures
 
     figure = figures.comparison(result["table"])
-    cli.save_figure(workdir / "figures" / "comparison.png", figure)
+    run_outputs.save_figure(workdir / "figures" / "comparison.png", figure)
 
 
 def _print(settings: cli.Settings, result: Mapping[str, Any]) -> None:

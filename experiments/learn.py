@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from jax import Array
 
-from experiments import cli
+from experiments import cli, run_inputs, run_outputs
 from experiments.named_policies import KNOWN, is_policy, named_policy
 from maxent_aug import (
     diagnostics,
@@ -45,9 +45,9 @@ def main(settings: cli.Settings) -> None:
     """Trains for all seeds; writes each augmenter, and what came out, to the run's folder."""
     config = settings.config
     _check(config.policy)
-    train_set, test_set = cli.load_data(config, settings.data_dir)
+    train_set, test_set = run_inputs.load_data(config, settings.data_dir)
     classes, shape = len(train_set.class_names), train_set.images.shape[1:]
-    examples = cli.chosen_examples(train_set, config)
+    examples = run_inputs.chosen_examples(train_set, config)
     steps_per_epoch = examples // config.batch_size
     policy, *others = (
         named_policy(part, classes, phases.affine_bounds(config.bounds))
@@ -55,10 +55,10 @@ def main(settings: cli.Settings) -> None:
     )
     classifier = phases.make_classifier(config, classes)
     legs = phases.learning(config, classifier, policy, shape, steps_per_epoch, *others)
-    with cli.open_run(settings, train_set, test_set, legs) as make_run:
+    with run_inputs.open_run(settings, train_set, test_set, legs) as make_run:
         pictured: Any = None
         for seed in range(settings.seeds):
-            run = make_run(*cli.choose(train_set, test_set, config, seed))
+            run = make_run(*run_inputs.choose(train_set, test_set, config, seed))
             state: Any = None
             for leg in legs:
                 state = train.train_phase(run, leg, seed, state)
@@ -111,7 +111,7 @@ def _write(
 ) -> dict[str, Any]:
     """Writes figures, report.html and result.json: the content of the last."""
     workdir = settings.workdir
-    records = cli.records(settings, legs)
+    records = run_outputs.records(settings, legs)
     result = _result(settings, legs[-1], records)
     report.write_report(
         workdir / "report.html",
@@ -132,7 +132,7 @@ def _result(
     accuracies = [r["test_accuracy"] for r in end]
     row = {**metrics.mean_and_sd(accuracies), "per_seed": accuracies}
     accuracy, collapse = {"learned": row}, {"learned": report.collapse_of_seeds(end)}
-    return cli.result(settings, records, accuracy=accuracy, collapse=collapse)
+    return run_outputs.result(settings, records, accuracy=accuracy, collapse=collapse)
 
 
 def _figures(
@@ -181,7 +181,7 @@ def _figures(
             "the last epochs the augmenter is frozen and all training images are seen.",
         ),
     }
-    return cli.save_figures(workdir, found)
+    return run_outputs.save_figures(workdir, found)
 
 
 def _print(workdir: Path, result: Mapping[str, Any]) -> None:

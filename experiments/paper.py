@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import cli
+from experiments import cli, run_inputs, run_outputs
 from maxent_aug import diagnostics, metrics, processes, programs, report, run_folder, steps, train
 from maxent_aug.config import PRESETS
 from maxent_aug.data import base_name
@@ -34,13 +34,13 @@ SHARED_FLAGS = ("data_dir", "config.data.", "config.batch_size", "cpu_devices", 
 def main(settings: cli.Settings) -> None:
     """Trains all branches for all seeds, and writes what came out to the run's folder."""
     config = settings.config
-    train_set, test_set = cli.load_data(config, settings.data_dir)
+    train_set, test_set = run_inputs.load_data(config, settings.data_dir)
     classifier = make_classifier(config, len(train_set.class_names))
     phases = schedule(config, classifier, train_set.images.shape[1:])
-    with cli.open_run(settings, train_set, test_set, phases) as make_run:
+    with run_inputs.open_run(settings, train_set, test_set, phases) as make_run:
         shown: dict[str, dict[str, Any]] = {}
         for seed in range(settings.seeds):
-            run = make_run(*cli.choose(train_set, test_set, config, seed))
+            run = make_run(*run_inputs.choose(train_set, test_set, config, seed))
             final: dict[Phase | None, Any] = {None: None}
             for phase in phases:
                 final[phase] = train.train_phase(run, phase, seed, final[phase.follows])
@@ -55,7 +55,7 @@ def _write(
 ) -> dict[str, Any]:
     """Writes what came out to the run's folder: the content of result.json."""
     workdir = settings.workdir
-    records = cli.records(settings, phases)
+    records = run_outputs.records(settings, phases)
     result = _result(settings, records)
     report.write_report(
         workdir / "report.html",
@@ -106,7 +106,7 @@ def _result(settings: cli.Settings, records: Sequence[metrics.Record]) -> dict[s
             "paper": paper.get(branch),
         }
     collapse = {form: report.collapse_of_seeds(_last(records, form, "augment")) for form in forms}
-    return cli.result(settings, records, accuracy=accuracy, collapse=collapse)
+    return run_outputs.result(settings, records, accuracy=accuracy, collapse=collapse)
 
 
 def _last(records: Sequence[metrics.Record], branch: str, kind: str) -> list[metrics.Record]:
@@ -168,7 +168,7 @@ def _figures(
             "collapse to one transform for all images.",
         ),
     }
-    return cli.save_figures(workdir, drawn)
+    return run_outputs.save_figures(workdir, drawn)
 
 
 def _print(settings: cli.Settings, result: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import cli
+from experiments import cli, run_inputs, run_outputs
 from experiments.named_policies import AFFINE, KNOWN, is_policy, named_policy
 from maxent_aug import metrics, phases, run_folder, train
 from maxent_aug.config import SEARCH_PRESETS, Bounds, Search
@@ -29,9 +29,9 @@ def main(settings: cli.Settings) -> None:
     """Trains every trial with every seed, and writes what came out to the run's folder."""
     config = settings.config
     _check(config)
-    train_set, test_set = cli.load_data(config, settings.data_dir)
+    train_set, test_set = run_inputs.load_data(config, settings.data_dir)
     classes, shape = len(train_set.class_names), train_set.images.shape[1:]
-    examples = cli.chosen_examples(train_set, config)
+    examples = run_inputs.chosen_examples(train_set, config)
     trials = {f"trial-{i:02}": draw(config.bounds, i) for i in range(config.trials)}
     policies = {
         name: named_policy(config.policy, classes, phases.affine_bounds(bounds))
@@ -39,9 +39,9 @@ def main(settings: cli.Settings) -> None:
     }
     classifier = phases.make_classifier(config, classes)
     legs = phases.search(config, classifier, policies, shape, examples // config.batch_size)
-    with cli.open_run(settings, train_set, test_set, tuple(legs.values())) as make_run:
+    with run_inputs.open_run(settings, train_set, test_set, tuple(legs.values())) as make_run:
         for seed in range(settings.seeds):
-            run = make_run(*cli.choose(train_set, test_set, config, seed))
+            run = make_run(*run_inputs.choose(train_set, test_set, config, seed))
             for leg in legs.values():
                 train.train_phase(run, leg, seed, None)
         result = on_first(partial(_write, settings, trials, legs))
@@ -84,7 +84,7 @@ def _write(
     settings: cli.Settings, trials: Mapping[str, Bounds], legs: Mapping[str, phases.Phase]
 ) -> dict[str, Any]:
     """Writes search.json, the best trial first: its content."""
-    records = cli.records(settings, legs.values())
+    records = run_outputs.records(settings, legs.values())
     found = {
         name: metrics.accuracies(records, leg.branch, leg.kind, leg.epochs)
         for name, leg in legs.items()
@@ -97,7 +97,7 @@ def _write(
         }
         for name in sorted(found, key=lambda name: -np.mean(list(found[name].values())))
     }
-    result = cli.result(
+    result = run_outputs.result(
         settings,
         records,
         note="accuracy of the last epoch on held-out training images",

@@ -18,7 +18,17 @@ import pytest
 from absl import app, flags
 from absl.testing import flagsaver
 
-from experiments import ablation, active_learning, cli, compare, learn, paper, search
+from experiments import (
+    ablation,
+    active_learning,
+    cli,
+    compare,
+    learn,
+    paper,
+    run_inputs,
+    run_outputs,
+    search,
+)
 from maxent_aug import config, data, models, phases, run_folder, train
 from maxent_aug.config import PRESETS, Config
 
@@ -51,7 +61,7 @@ def command(tmp_path, monkeypatch, capsys, data_dir):
     reached = []
 
     def main(settings):
-        cli.load_data(settings.config, settings.data_dir)
+        run_inputs.load_data(settings.config, settings.data_dir)
         reached.append(settings)
 
     def call(*arguments, experiment="paper", presets=PRESETS, main=main):
@@ -289,7 +299,8 @@ def fresh_run(experiment, run, images):
         experiment, "quick", EXPERIMENTS[experiment][1]["quick"], run, None, 1
     ).identity
     run.mkdir()
-    (run / "config.json").write_text(json.dumps(identity | {"dataset": cli._fingerprint(*images)}))
+    bound_to = identity | {"dataset": run_inputs._fingerprint(*images)}
+    (run / "config.json").write_text(json.dumps(bound_to))
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -531,7 +542,7 @@ def test_policies_that_do_not_take_the_images_are_named(tmp_path, name, channels
     legs = sum(phases.comparison(chosen, classifier, rows, (4, 4, channels), 1).values(), ())
     with (
         pytest.raises(cli.UsageError, match=f"policy of {re.escape(name)} does not .*{words}"),
-        cli.open_run(settings, images, images, legs),
+        run_inputs.open_run(settings, images, images, legs),
     ):
         pytest.fail("not refused")
     assert not list(tmp_path.iterdir())
@@ -543,7 +554,7 @@ def test_one_image_is_too_few_to_keep_some_unseen(monkeypatch):
     monkeypatch.setattr(cli.jax, "device_count", lambda: 1)
     chosen = dataclasses.replace(config.LEARNING_PRESETS["quick"], batch_size=1)
     with pytest.raises(cli.UsageError, match="has 1 training image, 2 are needed"):
-        cli._load_data(chosen, None, None)
+        run_inputs._load_data(chosen, None, None)
 
 
 def test_a_figure_is_written_whole_or_not_at_all(tmp_path):
@@ -554,7 +565,7 @@ def test_a_figure_is_written_whole_or_not_at_all(tmp_path):
 
     path = tmp_path / "figures" / "row.png"
     with pytest.raises(KeyboardInterrupt):
-        cli.save_figure(path, Figure())
+        run_outputs.save_figure(path, Figure())
     assert not list(path.parent.iterdir())
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import small_run
 
-from experiments import cli, learn
+from experiments import cli, learn, run_inputs
 from maxent_aug import ColorBounds, load_augmenter, metrics, phases, programs, train
 from maxent_aug.config import Bounds, ColorLimits, Learning, LearningEpochs, MatchingAugmenter
 from maxent_aug.spatial import WIDE_BOUNDS, decompose_affine
@@ -111,9 +111,9 @@ def test_the_file_is_the_augmenter_of_the_run_with_the_bounds_asked_for(
     """
     sets = [
         dataclasses.replace(each, images=np.repeat(each.images, 3, axis=-1))
-        for each in cli.load_data()
+        for each in run_inputs.load_data()
     ]
-    monkeypatch.setattr(cli, "load_data", lambda *_: sets)
+    monkeypatch.setattr(run_inputs, "load_data", lambda *_: sets)
     bounds = Bounds(shift=0.0, rotation=180.0, scale=1.0, aspect=1.0, shear=0.0)
     limits = ColorLimits(contrast=10.0, hue=180.0)
     config = dataclasses.replace(

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from experiments import cli
+from experiments import cli, run_inputs
 from maxent_aug import data, pictures
 from maxent_aug.config import PRESETS, Data
 
@@ -646,14 +646,14 @@ def test_from_the_configuration_to_the_trainer(tmp_path, capfd):
         data=Data(name="folder", image_size=8, test_fraction=0.3, split_seed=2, held_out=6),
         batch_size=8,
     )
-    train_set, test_set = cli.load_data(config, str(tmp_path))
+    train_set, test_set = run_inputs.load_data(config, str(tmp_path))
     assert train_set.images.shape == (63, 8, 8, 3)
     assert test_set.images.shape == (27, 8, 8, 3)
     assert train_set.class_names == ("cat", "dog", "fish")
-    chosen, held = cli.choose(train_set, test_set, config, seed=0)
+    chosen, held = run_inputs.choose(train_set, test_set, config, seed=0)
     np.testing.assert_array_equal(np.bincount(chosen.labels), (19, 19, 19))
     np.testing.assert_array_equal(np.bincount(held.labels), (2, 2, 2))
-    again, _ = cli.load_data(config, str(tmp_path))
+    again, _ = run_inputs.load_data(config, str(tmp_path))
     np.testing.assert_array_equal(again.images, train_set.images)
     assert state(tmp_path) == before
     assert capfd.readouterr() == ("", "")
@@ -662,8 +662,8 @@ def test_from_the_configuration_to_the_trainer(tmp_path, capfd):
 def test_errors_name_the_flag(tmp_path):
     config = dataclasses.replace(PRESETS["quick"], data=Data(name="folder"))
     with pytest.raises(cli.UsageError, match=r"^--config\.data\.name=folder: .*no subfolders"):
-        cli.load_data(config, str(tmp_path))
+        run_inputs.load_data(config, str(tmp_path))
     fill(tmp_path / "train", examples=32)
     fill(tmp_path / "test", height=5)
     with pytest.raises(cli.UsageError, match=r"test images \(5, 4, 3\): set --config.data.image_"):
-        cli.load_data(config, str(tmp_path))
+        run_inputs.load_data(config, str(tmp_path))

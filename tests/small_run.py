@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from sklearn.datasets import load_digits
 
-from experiments import cli
+from experiments import cli, run_inputs
 from maxent_aug import data as datasets
 from maxent_aug import metrics, models, processes, programs, run_folder, train
 from maxent_aug.config import PRESETS, Config, Epochs, PaperAugmenter
@@ -52,7 +52,7 @@ def make_small(monkeypatch) -> None:
     for name in ("ResNet18", "ResNetSmall"):
         monkeypatch.setattr(models, name, tiny)
     sets, devices = (digits(0, 48), digits(100, 125)), mesh()
-    monkeypatch.setattr(cli, "load_data", lambda *_, **__: sets)
+    monkeypatch.setattr(run_inputs, "load_data", lambda *_, **__: sets)
     monkeypatch.setattr(programs, "make_mesh", lambda: devices)
 
 

@@ -12,7 +12,7 @@ import small_run
 from absl.testing import flagsaver
 from train_test import joint
 
-from experiments import cli
+from experiments import cli, run_inputs
 from maxent_aug import data, pictures, programs, stored, train
 from maxent_aug.config import PRESETS, Data
 
@@ -61,7 +61,7 @@ def test_which_images_a_run_streams(folder, monkeypatch, stream, memory, kind):
     """By default those that take more than half of a device's memory, and never those of tests."""
     monkeypatch.setattr(pictures, "memory", lambda: memory * jax.local_device_count())
     with flagsaver.as_parsed(stream=stream):
-        train_set, test_set = cli.load_data(PRESETS["quick"], str(folder))
+        train_set, test_set = run_inputs.load_data(PRESETS["quick"], str(folder))
         assert type(train_set.images) is kind
         assert type(test_set.images) is np.ndarray
 
@@ -77,7 +77,7 @@ def test_which_images_a_run_streams(folder, monkeypatch, stream, memory, kind):
 def test_what_cannot_be_streamed_is_refused(folder, chosen, may_stream, words):
     config = dataclasses.replace(PRESETS["quick"], data=chosen)
     with flagsaver.as_parsed(stream="always"), pytest.raises(cli.UsageError, match=words):
-        cli.load_data(config, str(folder), may_stream=may_stream)
+        run_inputs.load_data(config, str(folder), may_stream=may_stream)
 
 
 def test_a_run_rotates_all_its_pictures_and_does_not_stream_them(folder, monkeypatch):
@@ -85,10 +85,10 @@ def test_a_run_rotates_all_its_pictures_and_does_not_stream_them(folder, monkeyp
     monkeypatch.setattr(pictures, "memory", lambda: too_little)
     quick = PRESETS["quick"]
     with flagsaver.as_parsed(stream="never"):
-        plain = cli.load_data(quick, str(folder))
+        plain = run_inputs.load_data(quick, str(folder))
     rotated = dataclasses.replace(quick, data=Data("digits", rotated=90.0))
     with flagsaver.as_parsed(stream="auto"):
-        changed = cli.load_data(rotated, str(folder))
+        changed = run_inputs.load_data(rotated, str(folder))
     for before, after in zip(plain, changed, strict=True):
         differs = (before.images != after.images).any((1, 2, 3))
         assert differs.mean() > 0.98  # an angle may be too small to see
@@ -98,7 +98,7 @@ def test_a_run_rotates_all_its_pictures_and_does_not_stream_them(folder, monkeyp
 
 def test_what_is_held_out_of_a_stream_is_read(sets):
     config = dataclasses.replace(PRESETS["quick"], data=Data("digits", held_out=12))
-    (resident, held), (streamed, read) = (cli.choose(*pair, config, seed=0) for pair in sets)
+    (resident, held), (streamed, read) = (run_inputs.choose(*pair, config, seed=0) for pair in sets)
     assert type(streamed.images) is stored.StoredImages and len(streamed.images) > 0
     np.testing.assert_array_equal(streamed.labels, resident.labels)
     np.testing.assert_array_equal(read.images, held.images)
