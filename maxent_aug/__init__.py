@@ -22,8 +22,8 @@ A learned augmenter in a file (`maxent_aug.augmenter_file`)
 What the augmenter did (`maxent_aug.diagnostics`)
     describe, picture_transform, collapse, boxes
 
-Modules imported by name: config, data, pictures, stored, phases, programs, train, checkpoint,
-run_folder, metrics, progress, processes, figures, report.
+Modules imported by name: config, data, preparation, pictures, stored, phases, programs, train,
+checkpoint, run_folder, metrics, progress, processes, figures, report.
 """
 
 from maxent_aug.augmenter_file import export_augmenter, load_augmenter, save_augmenter

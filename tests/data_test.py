@@ -24,7 +24,7 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from maxent_aug import data
+from maxent_aug import data, preparation
 
 CIFAR10_NAMES = ["airplane", "automobile", "bird", "cat", "deer"]
 CIFAR10_NAMES += ["dog", "frog", "horse", "ship", "truck"]
@@ -215,14 +215,14 @@ def test_without_locks_the_second_takes_what_the_first_prepared(tmp_path, digits
         raise OSError("no locks here")
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    make_picture = data._picture
+    make_picture = preparation._picture
 
     def overtaken(image):
         shutil.copytree(digits_dir / "digits", tmp_path / "digits", dirs_exist_ok=True)
-        monkeypatch.setattr(data, "_picture", make_picture)
+        monkeypatch.setattr(preparation, "_picture", make_picture)
         return make_picture(image)
 
-    monkeypatch.setattr(data, "_picture", overtaken)
+    monkeypatch.setattr(preparation, "_picture", overtaken)
     assert len(data.load("digits", "test", tmp_path).labels) == 360
     assert tree(tmp_path) == tree(digits_dir)
 
@@ -243,7 +243,7 @@ def test_failure_while_preparing_leaves_nothing(tmp_path, monkeypatch):
     def fail(image):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(data, "_picture", fail)
+    monkeypatch.setattr(preparation, "_picture", fail)
     assert "No space left" in load_error(tmp_path)
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "new" / "folder"))
     with pytest.raises(OSError, match="No space left"):
@@ -256,7 +256,9 @@ def test_failure_while_preparing_leaves_nothing(tmp_path, monkeypatch):
 
 def use_small_archive(monkeypatch, path, **kwargs):
     records = make_archive(path, **kwargs)
-    monkeypatch.setattr(data, "_CIFAR10_SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
+    monkeypatch.setattr(
+        preparation, "_CIFAR10_SHA256", hashlib.sha256(path.read_bytes()).hexdigest()
+    )
     return records
 
 
@@ -313,7 +315,7 @@ def server(tmp_path):
 def test_cifar10_downloads_and_verifies(tmp_path, monkeypatch, server, capfd):
     served, url = server
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(data, "_CIFAR10_URL", url)
+    monkeypatch.setattr(preparation, "_CIFAR10_URL", url)
     folder = tmp_path / "data"
     folder.mkdir()
     message = load_error(folder, "cifar10")  # nothing is served yet
@@ -332,12 +334,15 @@ def test_cifar10_downloads_and_verifies(tmp_path, monkeypatch, server, capfd):
 def test_cifar10s_checksum_is_the_registered_one():
     from tensorflow_datasets.core.download import checksums
 
-    assert checksums.get_all_url_infos()[data._CIFAR10_URL].checksum == data._CIFAR10_SHA256
+    assert (
+        checksums.get_all_url_infos()[preparation._CIFAR10_URL].checksum
+        == preparation._CIFAR10_SHA256
+    )
 
 
 def test_cifar10_without_a_network(tmp_path, monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(data, "_CIFAR10_URL", "http://127.0.0.1:1/cifar-10-binary.tar.gz")
+    monkeypatch.setattr(preparation, "_CIFAR10_URL", "http://127.0.0.1:1/cifar-10-binary.tar.gz")
     message = load_error(tmp_path, "cifar10")
     assert "cannot be fetched" in message
     assert str(manual(tmp_path)) in message
@@ -349,7 +354,7 @@ def test_cifar10_archives_that_are_wrong(tmp_path, monkeypatch):
     with tarfile.open(manual(tmp_path), "w:gz"):
         pass
     digest = hashlib.sha256(manual(tmp_path).read_bytes()).hexdigest()
-    monkeypatch.setattr(data, "_CIFAR10_SHA256", digest)
+    monkeypatch.setattr(preparation, "_CIFAR10_SHA256", digest)
     assert "lacks data_batch_1.bin" in load_error(tmp_path, "cifar10")
 
 
