@@ -12,11 +12,11 @@ FIGURES = "adversarial_losses augmented transforms accuracy"
 def check(folder: Path) -> None:
     result = json.loads((folder / "result.json").read_text())
     for row in ("baseline", "proposed_printed", "proposed_intended"):
-        cells = result["table1"][row]
+        cells = result["accuracy"][row]
         assert cells["per_seed"], row
         assert 0.1 < cells["mean"] <= 1, (row, cells)
     # The classifier has learned to read digits, and the two signs differ as they should.
-    assert result["table1"]["baseline"]["mean"] > 0.9, result["table1"]
+    assert result["accuracy"]["baseline"]["mean"] > 0.9, result["accuracy"]
     for form in ("printed", "intended"):
         for name in COLLAPSE.split():
             assert math.isfinite(result["collapse"][form][name]), (form, name)

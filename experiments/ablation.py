@@ -26,7 +26,7 @@ MEASURES = (
     "distance_from_identity", "spread_of_images", "spread_of_draws", "beyond_bounds",
     "outside_frame", "entropy_before", "entropy_after", "test_augmented_accuracy",
 )  # fmt: skip
-# A collapse has happened beyond these; ours, and printed beside the table.
+# A collapse has happened beyond these; ours, and printed below the table.
 NO_DISTANCE = 0.05  # ||theta - identity||: a quarter of a pixel at the corners of 32x32
 ONE_TRANSFORM = 0.25  # spread of images and draws, of the distance
 AT_BOUNDS = 0.5  # share of coordinates
@@ -62,7 +62,7 @@ def _write(
     """Writes ablation.json and the plot: the content of the first."""
     from maxent_aug import figures  # matplotlib writes a cache of fonts when it is imported
 
-    records = run_outputs.records(settings, legs)
+    records = run_outputs.complete_records(settings, legs)
     rows = {
         "-".join(variant): _row(records, own, bounded=variant[2] == "bounded")
         for variant, own in variants.items()
@@ -155,6 +155,11 @@ def _print(settings: cli.Settings, result: Mapping[str, Any]) -> None:
             f"{row['test_augmented_accuracy']:>15.3f}   {', '.join(row['collapses']) or '-'}"
         )
     print(f"  {'no augmenter in phase 3':<44}{result['without_augmenter']['mean']:>8.4f}")
+    print(
+        f"(identity: from I below {NO_DISTANCE}; constant: images and draws below {ONE_TRANSFORM} "
+        f"of from I;\n bound: bounds above {AT_BOUNDS}; unrecognisable: {LOST_ACCURACY} lost on "
+        "augmented images)"
+    )
     print("\nMeans over the variants with each:")
     for level, row in result["factors"].items():
         shares = ", ".join(f"{name} {share:.0%}" for name, share in row["collapsed"].items())

@@ -249,7 +249,9 @@ def _result(
             "mean_over_rounds": np.mean(per_seed, axis=1).tolist(),
             "per_seed": per_seed,
         }
-    return run_outputs.result(settings, records, labelled=list(sizes), curves=curves)
+    result = run_outputs.result(settings, records, labelled=list(sizes), curves=curves)
+    result["data"]["pool"] = result["data"].pop("trained_on")  # of which some are labelled
+    return result
 
 
 def _draw_curves(workdir: Path, result: Mapping[str, Any]) -> None:

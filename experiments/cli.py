@@ -319,8 +319,8 @@ def _join_processes() -> None:
                 raise UsageError(f"--{flag.name} needs --distributed")
         return
     address = COORDINATOR.value
-    port = (address or ":1").rpartition(":")[2]
-    if not port.isdecimal() or not 0 < int(port) < 65536:
+    host, _, port = ("found:1" if address is None else address).rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise UsageError(f"--{COORDINATOR.name}={address} is not allowed (HOST:PORT)")
     # It would swallow SIGTERM; train.stop_on_signals and train_phase do its work.
     jax.config.update("jax_enable_preemption_service", False)

@@ -213,7 +213,13 @@ def _write(settings: cli.Settings, rows: Mapping[str, Sequence[phases.Phase]]) -
 def _result(settings: cli.Settings, rows: Mapping[str, Sequence[phases.Phase]]) -> dict[str, Any]:
     """The content of compare.json, with the rows that are done, the best first."""
     records = run_outputs.records(settings, chain(*rows.values()))
-    found = {name: _accuracies(records, legs[-1]) for name, legs in rows.items()}
+    # Of one that is replayed the phase before may be in training again.
+    trained = {(r["branch"], r["phase"]) for r in records}
+    found = {
+        name: _accuracies(records, legs[-1])
+        for name, legs in rows.items()
+        if trained.issuperset((leg.branch, leg.kind) for leg in legs)
+    }
     found = {name: accuracies for name, accuracies in found.items() if accuracies}
     seconds = {name: _seconds_per_run(records, rows[name]) for name in found}
     table = {}

@@ -111,7 +111,7 @@ def _write(
 ) -> dict[str, Any]:
     """Writes figures, report.html and result.json: the content of the last."""
     workdir = settings.workdir
-    records = run_outputs.records(settings, legs)
+    records = run_outputs.complete_records(settings, legs)
     result = _result(settings, legs[-1], records)
     report.write_report(
         workdir / "report.html",

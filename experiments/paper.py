@@ -55,7 +55,7 @@ def _write(
 ) -> dict[str, Any]:
     """Writes what came out to the run's folder: the content of result.json."""
     workdir = settings.workdir
-    records = run_outputs.records(settings, phases)
+    records = run_outputs.complete_records(settings, phases)
     result = _result(settings, records)
     report.write_report(
         workdir / "report.html",
@@ -110,10 +110,10 @@ def _result(settings: cli.Settings, records: Sequence[metrics.Record]) -> dict[s
 
 
 def _last(records: Sequence[metrics.Record], branch: str, kind: str) -> list[metrics.Record]:
-    """The record of the last epoch of a phase, for each seed that has come so far."""
+    """The record of the last epoch of a phase, for each seed."""
     own = [r for r in records if (r["branch"], r["phase"]) == (branch, kind)]
     last = max(r["epoch"] for r in own)
-    return sorted((r for r in own if r["epoch"] == last), key=lambda r: r["seed"])
+    return [r for r in own if r["epoch"] == last]
 
 
 def _figures(

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.cli import Settings
-from maxent_aug.metrics import Record, read
+from maxent_aug import metrics
+from maxent_aug.metrics import Record
 from maxent_aug.phases import Phase
 from maxent_aug.run_folder import environment, write_atomically
 
@@ -18,13 +19,29 @@ from maxent_aug.run_folder import environment, write_atomically
 def all_records(settings: Settings) -> list[Record]:
     """What the run's folder has, none if it has not begun."""
     path = settings.workdir / "metrics.jsonl"
-    return list(read(path)) if path.exists() else []
+    return list(metrics.read(path)) if path.exists() else []
 
 
 def records(settings: Settings, legs: Iterable[Phase]) -> list[Record]:
-    """What the run's folder has of these phases, of all seeds."""
-    wanted = {(leg.branch, leg.kind) for leg in legs}
-    return [r for r in all_records(settings) if (r["branch"], r["phase"]) in wanted]
+    """What the run's folder has of these phases: by seed, in the phases' order, by epoch.
+
+    There they are in the order of training, in which a phase that was trained again comes last.
+    """
+    order = {name: place for place, name in enumerate((leg.branch, leg.kind) for leg in legs)}
+    found = [r for r in all_records(settings) if (r["branch"], r["phase"]) in order]
+    return sorted(found, key=lambda r: (r["seed"], order[r["branch"], r["phase"]], r["epoch"]))
+
+
+def complete_records(settings: Settings, legs: Iterable[Phase]) -> list[Record]:
+    """`records` of the seeds for which all of these phases have ended, so that all rows share them.
+
+    One that is not has been stopped, and not been asked for again.
+    """
+    legs = tuple(legs)
+    found = records(settings, legs)
+    ended = [metrics.accuracies(found, leg.branch, leg.kind, leg.epochs).keys() for leg in legs]
+    seeds = set.intersection(*map(set, ended))
+    return [r for r in found if r["seed"] in seeds]
 
 
 def result(settings: Settings, records: Iterable[Record], **content: Any) -> dict[str, Any]:

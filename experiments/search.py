@@ -84,7 +84,7 @@ def _write(
     settings: cli.Settings, trials: Mapping[str, Bounds], legs: Mapping[str, phases.Phase]
 ) -> dict[str, Any]:
     """Writes search.json, the best trial first: its content."""
-    records = run_outputs.records(settings, legs.values())
+    records = run_outputs.complete_records(settings, legs.values())
     found = {
         name: metrics.accuracies(records, leg.branch, leg.kind, leg.epochs)
         for name, leg in legs.items()
@@ -120,7 +120,8 @@ def _print(settings: cli.Settings, result: Mapping[str, Any]) -> None:
     print(f"{duration(result['seconds'])} on {result['device']}; search.json in {settings.workdir}")
     without = "config.policy", "config.trials", "config.bounds", "config.data.held_out", "workdir"
     print("the best, on test images:")
-    print(f"  python -m experiments.compare --policies={policy} {as_flags(best)}", end=" ")
+    print(f"  python -m experiments.compare --workdir={settings.workdir}-best", end=" ")
+    print(f"--policies={policy} {as_flags(best)}", end=" ")
     print(cli.given_flags(lambda name: not name.startswith(without)))
 
 

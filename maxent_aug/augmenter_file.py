@@ -288,15 +288,7 @@ def _read(path: Path) -> _Loaded:
         module = StochasticAugmenter(**about | bounds)
         params = traverse_util.unflatten_dict(arrays, sep="/")
         _check(module, params, mean, sd, shape)
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        EOFError,
-        zipfile.BadZipFile,
-        *_ODD,
-    ) as error:
+    except _DAMAGE as error:
         raise ValueError(f"{path} {reason}") from error
     return _Loaded(module, params, mean, sd, shape)
 

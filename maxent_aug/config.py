@@ -306,7 +306,7 @@ class Comparison(Training):
 
 @dataclass(frozen=True)
 class SearchEpochs:
-    train: int = _field(200, "of each trial's classifier", low=1)
+    train: int = _field(200, "of each trial's classifier", low=2)
 
 
 @dataclass(frozen=True)

@@ -130,14 +130,15 @@ def subset(dataset: Dataset, examples: int, seed: int) -> Dataset:
 def hold_out(dataset: Dataset, examples: int, seed: int) -> tuple[Dataset, Dataset]:
     """(the rest, a stratified random part), each in the order of `dataset`.
 
-    The part is in proportion, but has an image or more of each class that has two or more.
+    The part is in proportion, but has an image or more of each class that has two or more, and, as
+    long as there are others, leaves one of each.
     examples: in [number of classes, N - 1]; seed: >= 0. Raises ValueError.
     """
     if examples >= len(dataset.images):
         raise ValueError(f"examples must be less than the {len(dataset.images)} images")
     _check_part(dataset, examples, seed)
     several = np.bincount(dataset.labels) > 1
-    held = stratified(dataset.labels, examples, seed, least=several)
+    held = stratified(dataset.labels, examples, seed, least=several, spared=1)
     rest = np.setdiff1d(np.arange(len(dataset.images)), held)
     return _taken(dataset, rest), _taken(dataset, held)
 
@@ -222,13 +223,14 @@ def _check_images(images: Any) -> None:
 
 
 def stratified(
-    labels: np.ndarray, examples: int, seed: int, least: int | np.ndarray = 0
+    labels: np.ndarray, examples: int, seed: int, least: int | np.ndarray = 0, spared: int = 0
 ) -> np.ndarray:
     """Sorted indices of a stratified choice; shares are rounded by largest remainder.
 
     Of equal remainders that of the class goes first whose first image is drawn first.
     labels: [N] integers; examples: in [0, N]; seed: >= 0; least: of a class, or [m] of each, if it
-    has so many, at the cost of the largest; the sum of these is at most `examples`.
+    has so many, at the cost of the largest; the sum of these is at most `examples`; spared: of each
+    class left, at the cost of those with the most left, as long as there are others.
     """
     counts = np.bincount(labels)
     # Raw PCG64 output, unlike Generator's methods, is the same in every release of NumPy.
@@ -237,9 +239,13 @@ def stratified(
     shares, remainders = np.divmod(counts * examples, len(labels))
     ranked = classes[np.lexsort((first, -remainders[classes]))]
     shares[ranked[: examples - shares.sum()]] += 1
-    wanted = np.maximum(shares, np.minimum(least, counts))
+    most = np.maximum(counts - spared, 0)
+    wanted = np.maximum(np.minimum(shares, most), np.minimum(least, counts))
     for _ in range(wanted.sum() - examples):
         wanted[np.argmax(wanted)] -= 1
+    for _ in range(examples - wanted.sum()):
+        left = most - wanted if (wanted < most).any() else counts - wanted
+        wanted[np.argmax(left)] += 1
     chosen = [order[labels[order] == label][:share] for label, share in enumerate(wanted)]
     return np.sort(np.concatenate(chosen))
 

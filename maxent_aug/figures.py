@@ -110,16 +110,16 @@ def accuracy(records: Iterable[Record]) -> Figure:
         _draw_curve(axes, points, color=colours[branch], **style)
     if pretrain and rest:
         axes.axvline(shared, color=GREY, linewidth=0.8, linestyle=":")
-    _tidy(axes, "epoch of the classifier", "test accuracy")
+    _tidy(axes, "epoch of the classifier", "accuracy")
     then = ": one pretrained classifier, then the branches" if pretrain else ""
-    axes.set_title(f"Test accuracy{then}", fontsize=12)
+    axes.set_title(f"Accuracy on images not trained on{then}", fontsize=12)
     if axes.lines:
         figure.legend(loc="outside lower center", ncols=2, fontsize=9, frameon=False)
     return figure
 
 
 def transforms(parameters_by_branch: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """How the transforms of the test images are distributed in each branch.
+    """How the transforms of images are distributed in each branch.
 
     Args:
       parameters_by_branch: for each branch the dict of `diagnostics.per_image` (or of
@@ -132,9 +132,7 @@ def transforms(parameters_by_branch: Mapping[str, Mapping[str, Any]]) -> Figure:
     branches = list(parameters_by_branch)
     colours = _colours(branches)
     figure = _figure(2.0 + 1.3 * max(1, len(branches)))
-    figure.suptitle(
-        "Transforms of the test images: median (and where 90 % of them lie)", fontsize=12
-    )
+    figure.suptitle("Transforms: median (and where 90 % of the images lie)", fontsize=12)
     panels = figure.subplots(2, 3).flat
     for axes, (key, label, identity, least) in zip(panels, TRANSFORMS, strict=True):
         values = {b: _finite(parameters_by_branch[b][key]) for b in branches}
@@ -371,13 +369,13 @@ def label_curves(
     for name, per_seed in accuracy.items():
         points = [pair for row in per_seed for pair in zip(labelled, row, strict=True)]
         _draw_curve(axes, points, color=colours[name], label=name)
-    _tidy(axes, "labelled images", "test accuracy")
+    _tidy(axes, "labelled images", "accuracy")
     figure.legend(loc="outside lower center", ncols=4, fontsize=9, frameon=False)
     return figure
 
 
 def comparison(table: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """Test accuracy of each row of a comparison, the first on top.
+    """Accuracy of each row of a comparison, the first on top.
 
     Args:
       table: by name: mean, sd (None for one seed) and per_seed, a mapping from seed to accuracy.
@@ -394,7 +392,7 @@ def comparison(table: Mapping[str, Mapping[str, Any]]) -> Figure:
         axes.errorbar(row["mean"], y, xerr=row["sd"], fmt="o", color=BLUE)
     axes.set_yticks(range(len(table)), table)
     axes.invert_yaxis()
-    axes.set_xlabel("test accuracy of the last epoch")
+    axes.set_xlabel("accuracy after the last epoch")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="x", color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)

@@ -127,21 +127,22 @@ def _list_splits(
     folder: Path, test_fraction: float, split_seed: int
 ) -> tuple[dict[str, _Classes], list[str]]:
     """The pictures of `train` and of `test`, of the same classes, and folders that are neither."""
-    top = {path.name: path for path in _subfolders(folder)}
+    top = {entry.name: entry for entry in _visible(folder) if entry.is_dir()}
     if not top:
         raise ValueError(
             f"data_dir {_shown(folder)} has no subfolders: pictures lie in one subfolder a class"
         )
     found = [name for name in _SPLITS if name in top]
-    divided = [name for name in found if any(_subfolders(top[name]))]  # else a class: a train
+    divided = [name for name in found if any(_subfolders(top[name].path))]  # else a class: a train
     if len(found) == 2 and (divided or len(top) == 2):
-        splits = _same_classes({name: _list_classes(top[name]) for name in _SPLITS})
+        folders = {name: _own_folder(top[name]) for name in _SPLITS}
+        splits = _same_classes({name: _list_classes(each) for name, each in folders.items()})
         return splits, [name for name in top if name not in _SPLITS]
     if divided:
         (missing,) = set(_SPLITS) - set(found)
         raise ValueError(
             f"data_dir {_shown(folder)} has {found[0]} but no {missing}: add it, or name "
-            f"{_shown(top[found[0]])}, a part of which is then put aside for testing"
+            f"{_shown(top[found[0]].path)}, a part of which is then put aside for testing"
         )
     splits = {name: {} for name in _SPLITS}
     for name, paths in _list_classes(folder).items():
@@ -187,19 +188,21 @@ def _pictures(folder: Path) -> list[Path]:
     return paths
 
 
-def _subfolders(folder: Path) -> list[Path]:
+def _subfolders(folder: str | Path) -> list[Path]:
+    return [_own_folder(entry) for entry in _visible(folder) if entry.is_dir()]
+
+
+def _own_folder(entry: os.DirEntry[str]) -> Path:
     """Raises ValueError for a link: pictures of elsewhere shall not come in unnoticed."""
-    entries = [entry for entry in _visible(folder) if entry.is_dir()]
-    for entry in entries:
-        if entry.is_symlink():
-            raise ValueError(
-                f"{_shown(entry.path)} is a link to a folder, which is not followed: put the "
-                "folder itself there"
-            )
-    return [Path(entry) for entry in entries]
+    if entry.is_symlink():
+        raise ValueError(
+            f"{_shown(entry.path)} is a link to a folder, which is not followed: put the folder "
+            "itself there"
+        )
+    return Path(entry)
 
 
-def _visible(folder: Path) -> list[os.DirEntry[str]]:
+def _visible(folder: str | Path) -> list[os.DirEntry[str]]:
     """What is in a folder and not hidden, in the order of the names' code points."""
     with os.scandir(folder) as entries:
         visible = [entry for entry in entries if not entry.name.startswith(".")]

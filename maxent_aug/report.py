@@ -235,7 +235,7 @@ def _phases(records: Sequence[Record]) -> str:
         )
     if not rows:
         return ""
-    heads = ["", "epochs", "train loss", "test accuracy", "images/s"]
+    heads = ["", "epochs", "train loss", "accuracy", "images/s"]
     return _section(
         "Phases",
         _table(heads, rows),

@@ -51,6 +51,7 @@ def go(monkeypatch):
 def test_rounds_and_a_run_that_was_stopped(go, tmp_path, monkeypatch, capsys):
     whole = go(tmp_path / "whole")
     assert whole["labelled"] == [16, 24, 32]
+    assert whole["data"]["pool"] == 48 and "trained_on" not in whole["data"]
     assert "learning_loss" in capsys.readouterr().out
     assert (tmp_path / "whole" / "figures" / "active_learning.png").exists()
     queries = {}

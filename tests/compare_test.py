@@ -105,6 +105,15 @@ def test_the_table_leaves_out_rows_that_are_not_done_and_branches_that_are_no_ro
         "".join(json.dumps(r) + "\n" for r in (*flip, *begun, *older))
     )
     assert set(go(names=("flip",))["table"]) == {"flip"}
+    # Of a replayed one the phase before may be in training again.
+    ended = [
+        r | {"branch": "flip+learned", "phase": "finetune", "epoch": e}
+        for r in flip
+        for e in (1, 2)
+    ]
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.writelines(json.dumps(r) + "\n" for r in ended)
+    assert set(go(names=("flip",))["table"]) == {"flip"}
 
 
 def test_all_rows_begin_with_the_same_weights_and_updates():

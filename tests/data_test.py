@@ -604,6 +604,12 @@ def test_a_small_class_is_not_left_out():
     # The only picture of a class is trained on.
     assert np.bincount(held.labels, minlength=4).tolist() == [48, 1, 1, 0]
     assert np.bincount(rest.labels).tolist() == [452, 1, 1, 1]
+    few = np.append(np.arange(10), np.repeat(10, 90))
+    for seed in range(5):
+        rest, held = data.hold_out(numbered(few, 11), 20, seed)
+        assert held.labels.tolist() == [10] * 20 and set(rest.labels) == set(range(11))
+    rest, held = data.hold_out(numbered(few, 11), 92, 0)  # more than the others have
+    assert len(held.labels) == 92 and set(held.labels) | set(rest.labels) == set(range(11))
 
 
 def test_which_of_many_small_classes_are_chosen_is_drawn():

@@ -535,6 +535,17 @@ def test_links_to_files_are_followed_and_links_to_folders_refused(tmp_path):
     assert "more is a link to a folder" in load_error(folder)
 
 
+def test_a_link_beside_train_and_test_is_not_read_one_of_them_refused(tmp_path, capsys):
+    for split in ("train", "test"):
+        fill(tmp_path / "all" / split, height=2, width=2)
+    (tmp_path / "all" / "old").symlink_to(tmp_path / "all" / "train")
+    assert len(read("train", tmp_path / "all").images) == 8
+    assert "not read: old in" in capsys.readouterr().err
+    (tmp_path / "all" / "test").rename(tmp_path / "elsewhere")
+    (tmp_path / "all" / "test").symlink_to(tmp_path / "elsewhere")
+    assert "test is a link to a folder" in load_error(tmp_path / "all")
+
+
 # Wrong folders
 
 

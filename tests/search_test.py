@@ -78,6 +78,14 @@ def test_the_best_trial_comes_first_and_a_stopped_search_goes_on(go, tmp_path, m
     assert again == result["table"][result["best"]]["bounds"]
     more = go(seeds=2)
     assert {row["n"] for row in more["table"].values()} == {2}
+    # Of a search that was stopped in a later seed only seeds that all trials have are compared.
+    kept = [
+        r
+        for r in metrics.read(tmp_path / "metrics.jsonl")
+        if (r["seed"], r["branch"], r["epoch"]) != (1, "trial-01", 2)
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in kept))
+    assert go()["table"] == result["table"]
 
 
 def test_trials_fill_the_space_of_bounds():
