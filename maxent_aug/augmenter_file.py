@@ -15,7 +15,7 @@ from flax import traverse_util
 from jax import Array, export
 from jax.typing import ArrayLike
 
-from maxent_aug.checks import check_image_shape, is_known
+from maxent_aug.checks import broadcasts, check_image_shape, is_known
 from maxent_aug.color import ColorBounds
 from maxent_aug.models import StochasticAugmenter
 from maxent_aug.operations import check_range
@@ -203,6 +203,7 @@ class _Loaded(NamedTuple):
     sd: np.ndarray
     image_shape: tuple[int, ...]
 
+    @broadcasts
     def apply(
         self, key: Array, images: Array, uncertainty: Array | None = None
     ) -> tuple[Array, Array, Array | None]:

@@ -14,6 +14,10 @@ import numpy as np
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
+# Of functions whose arguments broadcast, or arrays within: where JAX is told to refuse unequal
+# ranks (jax_numpy_rank_promotion), that is meant for its user's own code.
+broadcasts = jax.numpy_rank_promotion("allow")
+
 
 def is_known(array: Any) -> bool:
     """Whether its numbers can be looked at: not traced, and all on devices of this process."""

@@ -8,7 +8,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from maxent_aug.checks import at_least_float32
+from maxent_aug.checks import at_least_float32, broadcasts
 
 
 class ColorBounds(NamedTuple):
@@ -24,6 +24,7 @@ class ColorBounds(NamedTuple):
     hue: float = float(np.radians(45))
 
 
+@broadcasts
 def adjust_color(images: ArrayLike, color: ArrayLike) -> Array:
     """Changes contrast, saturation, hue and brightness of images.
 

@@ -13,7 +13,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from maxent_aug.checks import check_size
+from maxent_aug.checks import broadcasts, check_size
 from maxent_aug.losses import entropy
 from maxent_aug.spatial import AffineBounds, affine_grid, decompose_affine, invert_affine
 
@@ -40,6 +40,7 @@ COORDINATES = (
 )
 
 
+@broadcasts
 def picture_transform(theta: Array, size: tuple[int, int]) -> dict[str, Array]:
     """What a person sees done to the picture, in human units.
 
@@ -78,6 +79,7 @@ def picture_transform(theta: Array, size: tuple[int, int]) -> dict[str, Array]:
     }
 
 
+@broadcasts
 def displacement_px(theta: Array, size: tuple[int, int]) -> Array:
     """How far the point of the picture that moves most moves: [..., 2, 3] -> [...] pixels."""
     affine = _picture_affine(theta, size)
@@ -119,6 +121,7 @@ def describe(theta: Array, size: tuple[int, int], color: ArrayLike | None = None
 
 
 @partial(jax.jit, static_argnums=1)
+@broadcasts
 def per_image(
     theta: Array, size: tuple[int, int], logits_before: Array, logits_after: Array
 ) -> dict[str, Array]:
@@ -163,6 +166,7 @@ def per_image(
 
 
 @jax.jit
+@broadcasts
 def summarise(images: dict[str, Any]) -> dict[str, Array]:
     """Means and deviations over images of what `per_image` returned: has the augmenter collapsed?
 
@@ -202,6 +206,7 @@ def summarise(images: dict[str, Any]) -> dict[str, Array]:
 
 
 @jax.jit
+@broadcasts
 def boxes(half_width: Array) -> dict[str, Array]:
     """What a `StochasticAugmenter` has learned, over images: has it collapsed?
 
@@ -231,6 +236,7 @@ def boxes(half_width: Array) -> dict[str, Array]:
 
 
 @partial(jax.jit, static_argnames="size")
+@broadcasts
 def draws(
     theta: Array, theta_again: Array, size: tuple[int, int] | None = None
 ) -> dict[str, Array]:

@@ -47,7 +47,7 @@ def apply_operations(
     Args:
       images: [B, H, W, 1 or 3], uint8, or float32 in 0..255, rounded to whole levels first.
       operation: [B], indices of `OPERATIONS`, or [n, B]; others leave an image as it is.
-      magnitude: [B] or [n, B], finite.
+      magnitude: [B] or [n, B], finite; geometric ones move no pixel by 32,768 or more.
       fill: level outside the image, or one for each channel.
 
     Returns:

@@ -16,7 +16,7 @@ from jax.custom_derivatives import SymbolicZero
 from jax.sharding import auto_axes
 from jax.typing import ArrayLike
 
-from maxent_aug.checks import at_least_float32, check_size
+from maxent_aug.checks import at_least_float32, broadcasts, check_size
 
 _CUBIC = -0.75  # PyTorch's choice among the cubic kernels of Keys 1981: the slope at distance 1
 
@@ -25,6 +25,7 @@ _PADDING_MODES = ("zeros", "border", "reflection")
 _METHODS = ("auto", "gather", "matmul")
 
 
+@broadcasts
 def affine_matrix(
     *,
     rotation: ArrayLike = 0.0,
@@ -104,6 +105,7 @@ WIDE_BOUNDS = AffineBounds(
 )
 
 
+@broadcasts
 def bounded_affine(
     shares: ArrayLike,
     bounds: AffineBounds | tuple[float, ...] = DEFAULT_BOUNDS,
@@ -141,6 +143,7 @@ def bounded_affine(
     )
 
 
+@broadcasts
 def decompose_affine(
     theta: ArrayLike, *, size: Sequence[int] | None = None
 ) -> dict[str, jax.Array]:
@@ -181,6 +184,7 @@ def decompose_affine(
     }
 
 
+@broadcasts
 def invert_affine(theta: ArrayLike) -> jax.Array:
     """theta of the inverse map; not finite where theta is singular.
 
@@ -200,6 +204,7 @@ def invert_affine(theta: ArrayLike) -> jax.Array:
     return (entries / (a * d - b * c)[..., None]).reshape(theta.shape)
 
 
+@broadcasts
 def affine_grid(theta: ArrayLike, size: Sequence[int], *, align_corners: bool = False) -> jax.Array:
     """Sampling positions of the affine map theta; torch.nn.functional.affine_grid.
 
@@ -219,6 +224,7 @@ def affine_grid(theta: ArrayLike, size: Sequence[int], *, align_corners: bool = 
     return jnp.stack([_total(axis) for axis in position], axis=-1)
 
 
+@broadcasts
 def grid_sample(
     image: ArrayLike,
     grid: ArrayLike,
@@ -260,6 +266,7 @@ def grid_sample(
     return _sample(image, (x,), (y,), mode, padding_mode, align_corners, method)
 
 
+@broadcasts
 def warp_affine(
     image: ArrayLike,
     theta: ArrayLike,
@@ -310,11 +317,6 @@ def _total(parts: _Parts) -> jax.Array:
     return sum(parts[1:], start=parts[0])
 
 
-def _of_rank(array: jax.Array, ndim: int) -> jax.Array:
-    """The array with axes of 1 before its own, where JAX is told not to add them by itself."""
-    return array.reshape((1,) * (ndim - array.ndim) + array.shape)
-
-
 def _affine_position(
     theta: jax.Array, size: Sequence[int], half: tuple[float, float], align_corners: bool
 ) -> tuple[_Parts, _Parts]:
@@ -323,8 +325,7 @@ def _affine_position(
     Sums of products, not a matmul: accelerators round a matmul's inputs to bfloat16.
     """
     # Whole pixels from the centre times a ratio: exact at the identity.
-    pixels = (jnp.arange(n, dtype=theta.dtype) - (n - 1) / 2 for n in size)
-    y, x = (_of_rank(from_centre, theta.ndim - 1) for from_centre in pixels)
+    y, x = (jnp.arange(n, dtype=theta.dtype) - (n - 1) / 2 for n in size)
     unit_y, unit_x = (h or 1.0 for h in _half_extents(size, align_corners))
 
     def axis(row: jax.Array, half: float) -> _Parts:
@@ -521,9 +522,7 @@ def take_pixels(pixels: jax.Array, index: jax.Array) -> jax.Array:
     def take(pixels: jax.Array, index: jax.Array) -> jax.Array:
         return pixels.at[index].get(mode="clip", wrap_negative_indices=False)
 
-    ndim = max(pixels.ndim, index.ndim)
-    given = _of_rank(pixels, ndim), _of_rank(index, ndim)
-    return jnp.vectorize(take, signature="(n,c),(h,w)->(h,w,c)")(*given)
+    return jnp.vectorize(take, signature="(n,c),(h,w)->(h,w,c)")(pixels, index)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -537,6 +536,7 @@ def _interpolate(kernel: _Kernel, image: jax.Array, position: jax.Array) -> jax.
     return _gather(image, position.real, position.imag, kernel)
 
 
+@broadcasts  # called when a caller's program is differentiated
 def _interpolate_jvp(kernel, primals, tangents):
     (image, position), (d_image, d_position) = primals, tangents
     out = _interpolate(kernel, image, position)
@@ -604,7 +604,7 @@ def _sample_matmul(image: jax.Array, x: _Parts, y: _Parts, kernel: _Kernel) -> j
 
     def weights(position: jax.Array, size: int) -> jax.Array:
         position = jnp.clip(position, -3, size + 2)  # a cubic has no gradient at infinity
-        pixel = _of_rank(jnp.arange(size), position.ndim + 1)
+        pixel = jnp.arange(size)
         return sum(
             (
                 jnp.where(index[..., None] == pixel, weight[..., None], 0)

@@ -112,7 +112,7 @@ def normalize(images: Array, mean: ArrayLike, sd: ArrayLike) -> Array:
 
     Args:
       images: uint8 or float.
-      mean, sd: of the data / 255, one number or [C].
+      mean, sd: of images / 255, one number or [C].
 
     Raises:
       ValueError: on a mean or sd of other shapes.
@@ -132,12 +132,13 @@ def denormalize(images: Array, mean: ArrayLike, sd: ArrayLike) -> Array:
 
 
 def _like_channels(images: Array, **statistics: ArrayLike) -> list[Array]:
-    """Each as large as the images."""
+    """Each float32, and as large as the images."""
     for name, value in statistics.items():
-        shape, channels = jnp.shape(value), images.shape[-1]
-        if shape not in ((), (channels,)):
+        shape, channels = np.shape(value), images.shape[-1]
+        if shape not in ((), (1,), (channels,)):
             raise ValueError(f"{name} must be a number or [C] with C = {channels}, got {shape}")
-    return [jnp.broadcast_to(value, images.shape) for value in statistics.values()]
+    each = (jnp.asarray(value, jnp.float32) for value in statistics.values())
+    return [jnp.broadcast_to(value, images.shape) for value in each]
 
 
 def classifier_step(

@@ -227,3 +227,16 @@ def test_labels_that_are_no_integers_are_named():
 def test_logits_of_two_shapes_are_named():
     with pytest.raises(ValueError, match="one shape"):
         losses.discriminator_loss(jnp.zeros((4, 1)), jnp.zeros(4))
+
+
+def test_cross_entropy_of_certain_probabilities_is_that_of_the_label():
+    logits, labels = jnp.array([[-jnp.inf, 0, 0, 1, 2], [3e38, -3e38, 0, 0, 0]]), jnp.array([4, 0])
+    certain = jax.nn.one_hot(labels, 5)
+    value, grad = jax.value_and_grad(lambda p: losses.cross_entropy(logits, p).sum())(certain)
+    np.testing.assert_allclose(value, losses.cross_entropy(logits, labels).sum(), rtol=1e-6)
+    chex.assert_tree_all_finite(grad)
+    likely, wanted = (
+        jax.grad(lambda x, each=each: losses.cross_entropy(x, each).sum())(logits)
+        for each in (certain, labels)
+    )
+    np.testing.assert_allclose(likely, wanted, atol=1e-6)

@@ -1,16 +1,17 @@
-"""JAX can be told to refuse arrays of unequal ranks; that finds nothing in this package."""
+"""Where JAX is told to refuse arrays of unequal ranks, this package works as it always does."""
 
 from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
 import maxent_aug as ma
 from experiments.compare import _row
 from experiments.named_policies import NAMES
-from maxent_aug import config, losses, phases, spatial
+from maxent_aug import config, diagnostics, losses, phases, spatial
 
 BATCH, SHAPE = 8, (16, 12, 3)
 
@@ -49,6 +50,39 @@ def test_what_is_refused():
 def test_warps_and_their_gradients(mode, padding_mode, method):
     warp = partial(ma.warp_affine, mode=mode, padding_mode=padding_mode, method=method)
     trace(jax.grad(lambda *inputs: warp(*inputs).sum(), (0, 1)), IMAGES, THETA)
+
+
+@pytest.mark.parametrize("method", ["gather", "matmul"])
+def test_leading_dimensions_broadcast(method):
+    warp = partial(ma.warp_affine, method=method)
+    for images, theta in (IMAGES, like(2, 3)), (like(*SHAPE), THETA):
+        trace(jax.grad(jax.jit(lambda *inputs: warp(*inputs).sum()), (0, 1)), images, theta)
+    trace(ma.grid_sample, like(*SHAPE), like(BATCH, 5, 6, 2))
+    for images, color in (IMAGES, like(4)), (like(*SHAPE), like(BATCH, 4)):
+        trace(ma.adjust_color, images, color)
+    trace(
+        lambda angle, scale: ma.affine_matrix(rotation=angle, log_scale=scale), like(3, 4), like(4)
+    )
+
+
+def test_what_was_done():
+    size = SHAPE[:2]
+    trace(partial(ma.picture_transform, size=size), THETA)
+    trace(lambda *inputs: ma.collapse(inputs[0], size, *inputs[1:]), THETA, LOGITS, LOGITS)
+    trace(diagnostics.draws, THETA, THETA)
+    trace(ma.boxes, like(BATCH, 10))
+    assert ma.describe(jnp.zeros((2, 2, 3)), size)
+
+
+def test_an_augmenter_from_a_file(tmp_path):
+    network, key = ma.StochasticAugmenter(hidden=4), jax.random.key(0)
+    params = network.init(key, jnp.zeros((1, 4, 4, 3)), key)["params"]
+    about = {"mean": [0.5] * 3, "sd": [0.25], "image_shape": (4, 4, 3)}
+    ma.save_augmenter(tmp_path / "augmenter.npz", network, params, **about)
+    augment = ma.load_augmenter(tmp_path / "augmenter.npz")
+    for dtype in (np.uint8, np.float32):
+        assert augment(key, np.full((2, 4, 4, 3), 128, dtype))[0].dtype == dtype
+    ma.export_augmenter(tmp_path / "augmenter.npz", tmp_path / "augmenter.stablehlo")
 
 
 def test_maps_and_colours():

@@ -427,6 +427,9 @@ def test_normalize_round_trip():
     np.testing.assert_array_equal(steps.denormalize(normal, mean, sd), images)
     np.testing.assert_allclose(normal[0, 0, 0, 0], -1.6, rtol=1e-6)
     np.testing.assert_array_equal(steps.denormalize(jnp.full((1, 1, 1, 1), 99.0), mean, sd), 255)
+    with jax.enable_x64(True):
+        for given in (0.4, [0.4], np.array([0.4])):
+            assert steps.normalize(images, given, 1).dtype == jnp.float32
     for wrong in (np.ones(2), np.ones((2, 1, 1, 1))):
         for change in (steps.normalize, steps.denormalize):
             with pytest.raises(ValueError, match=r"mean must be .*\[C\] with C = 1"):
