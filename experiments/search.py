@@ -10,6 +10,7 @@ again in the same folder to resume, or to add seeds.
 """
 
 import math
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
@@ -120,7 +121,8 @@ def _print(settings: cli.Settings, result: Mapping[str, Any]) -> None:
     print(f"{duration(result['seconds'])} on {result['device']}; search.json in {settings.workdir}")
     without = "config.policy", "config.trials", "config.bounds", "config.data.held_out", "workdir"
     print("the best, on test images:")
-    print(f"  python -m experiments.compare --workdir={settings.workdir}-best", end=" ")
+    workdir = shlex.quote(f"{settings.workdir}-best")
+    print(f"  python -m experiments.compare --workdir={workdir}", end=" ")
     print(f"--policies={policy} {as_flags(best)}", end=" ")
     print(cli.given_flags(lambda name: not name.startswith(without)))
 

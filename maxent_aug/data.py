@@ -137,8 +137,7 @@ def hold_out(dataset: Dataset, examples: int, seed: int) -> tuple[Dataset, Datas
     if examples >= len(dataset.images):
         raise ValueError(f"examples must be less than the {len(dataset.images)} images")
     _check_part(dataset, examples, seed)
-    several = np.bincount(dataset.labels) > 1
-    held = stratified(dataset.labels, examples, seed, least=several, spared=1)
+    held = stratified(dataset.labels, examples, seed, least=1, spared=1)
     rest = np.setdiff1d(np.arange(len(dataset.images)), held)
     return _taken(dataset, rest), _taken(dataset, held)
 
@@ -223,14 +222,14 @@ def _check_images(images: Any) -> None:
 
 
 def stratified(
-    labels: np.ndarray, examples: int, seed: int, least: int | np.ndarray = 0, spared: int = 0
+    labels: np.ndarray, examples: int, seed: int, *, least: int = 0, spared: int = 0
 ) -> np.ndarray:
     """Sorted indices of a stratified choice; shares are rounded by largest remainder.
 
     Of equal remainders that of the class goes first whose first image is drawn first.
-    labels: [N] integers; examples: in [0, N]; seed: >= 0; least: of a class, or [m] of each, if it
-    has so many, at the cost of the largest; the sum of these is at most `examples`; spared: of each
-    class left, at the cost of those with the most left, as long as there are others.
+    labels: [N] integers; examples: in [0, N]; seed: >= 0; least: of each class, if it has so many
+    that are not spared, at the cost of the largest; the sum of these is at most `examples`; spared:
+    of each class left, at the cost of those with the most left, as long as there are others.
     """
     counts = np.bincount(labels)
     # Raw PCG64 output, unlike Generator's methods, is the same in every release of NumPy.
@@ -240,7 +239,7 @@ def stratified(
     ranked = classes[np.lexsort((first, -remainders[classes]))]
     shares[ranked[: examples - shares.sum()]] += 1
     most = np.maximum(counts - spared, 0)
-    wanted = np.maximum(np.minimum(shares, most), np.minimum(least, counts))
+    wanted = np.clip(shares, np.minimum(least, most), most)
     for _ in range(wanted.sum() - examples):
         wanted[np.argmax(wanted)] -= 1
     for _ in range(examples - wanted.sum()):
